@@ -1,0 +1,174 @@
+package schedule
+
+import (
+	"container/heap"
+	"context"
+	"sync"
+	"time"
+)
+
+// maxSleep is how long the Runner sleeps at most, so that it notices a clock
+// that was set and a machine that was suspended: timers count monotonic time,
+// which stands still meanwhile.
+const maxSleep = 30 * time.Second
+
+// A Tick is an instant of a group's schedule that has become due.
+type Tick struct {
+	Group  string
+	At     time.Time // the nominal tick, without jitter
+	Missed int       // as Rule.Next returned it
+}
+
+// A Runner calls back when groups are due: one heap, one timer. Its methods
+// may be called from several goroutines, and from the callback.
+type Runner struct {
+	now  func() time.Time
+	fire func(Tick)
+	wake chan struct{}
+
+	mu      sync.Mutex
+	waiting dueHeap
+	byGroup map[string]*entry
+}
+
+// NewRunner returns a Runner that reads the time from now and calls fire, in
+// the goroutine of Run, once for each Set whose time has come.
+func NewRunner(now func() time.Time, fire func(Tick)) *Runner {
+	return &Runner{
+		now:     now,
+		fire:    fire,
+		wake:    make(chan struct{}, 1),
+		byGroup: make(map[string]*entry),
+	}
+}
+
+// Set has the group's tick fired at the time at, or as soon as Run can if that
+// has passed, in place of what was set for the group before. The arguments are
+// what Rule.Next returned; the zero tick is the same as Remove. Once fired, a
+// group is not waiting for anything until it is Set again.
+func (r *Runner) Set(group string, tick, at time.Time, missed int) {
+	if tick.IsZero() {
+		r.Remove(group)
+		return
+	}
+	at = at.Round(0) // without its monotonic reading, which a set clock does not move
+	r.mu.Lock()
+	e := r.byGroup[group]
+	if e != nil {
+		e.tick, e.at, e.missed = tick, at, missed
+		heap.Fix(&r.waiting, e.index)
+	} else {
+		e = &entry{group: group, tick: tick, at: at, missed: missed}
+		r.byGroup[group] = e
+		heap.Push(&r.waiting, e)
+	}
+	first := e.index == 0
+	r.mu.Unlock()
+	if first {
+		r.Wake()
+	}
+}
+
+// Remove forgets what was set for the group. A callback that has begun is not
+// stopped.
+func (r *Runner) Remove(group string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if e := r.byGroup[group]; e != nil {
+		heap.Remove(&r.waiting, e.index)
+		delete(r.byGroup, group)
+	}
+}
+
+// Wake makes Run look at the clock now, for one that was moved by hand.
+func (r *Runner) Wake() {
+	select {
+	case r.wake <- struct{}{}:
+	default: // it is about to look anyway
+	}
+}
+
+// Next returns the group that is due first and when; ok is false if none waits.
+func (r *Runner) Next() (group string, at time.Time, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.waiting) == 0 {
+		return "", time.Time{}, false
+	}
+	return r.waiting[0].group, r.waiting[0].at, true
+}
+
+// Run fires ticks until ctx is done. It is called once.
+func (r *Runner) Run(ctx context.Context) {
+	timer := time.NewTimer(maxSleep)
+	defer timer.Stop()
+	for ctx.Err() == nil {
+		tick, wait, ok := r.pop()
+		if ok {
+			r.fire(tick)
+			continue
+		}
+		timer.Reset(wait)
+		select {
+		case <-ctx.Done():
+		case <-r.wake:
+		case <-timer.C:
+		}
+	}
+}
+
+// pop takes the first group that is due out of the heap, or says how long to
+// sleep before asking again.
+func (r *Runner) pop() (tick Tick, wait time.Duration, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.waiting) == 0 {
+		return Tick{}, maxSleep, false
+	}
+	e := r.waiting[0]
+	if wait := e.at.Sub(r.now()); wait > 0 {
+		return Tick{}, min(wait, maxSleep), false
+	}
+	heap.Pop(&r.waiting)
+	delete(r.byGroup, e.group)
+	return Tick{Group: e.group, At: e.tick, Missed: e.missed}, 0, true
+}
+
+type entry struct {
+	group    string
+	tick, at time.Time
+	missed   int
+	index    int // in the heap
+}
+
+// dueHeap implements heap.Interface, the earliest time first; groups due at
+// the same time come in the order of their names.
+type dueHeap []*entry
+
+func (h dueHeap) Len() int { return len(h) }
+
+func (h dueHeap) Less(i, j int) bool {
+	if !h[i].at.Equal(h[j].at) {
+		return h[i].at.Before(h[j].at)
+	}
+	return h[i].group < h[j].group
+}
+
+func (h dueHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].index, h[j].index = i, j
+}
+
+func (h *dueHeap) Push(x any) {
+	e := x.(*entry)
+	e.index = len(*h)
+	*h = append(*h, e)
+}
+
+func (h *dueHeap) Pop() any {
+	last := len(*h) - 1
+	e := (*h)[last]
+	(*h)[last] = nil
+	*h = (*h)[:last]
+	return e
+}
