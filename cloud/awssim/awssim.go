@@ -1,0 +1,256 @@
+// Package awssim simulates AWS KMS, EventBridge, STS and the Resource Groups
+// Tagging API as one http.Handler, for tests and for trying byokd without an
+// AWS account.
+//
+// It speaks the real wire protocols with real cryptography: imported key
+// material is unwrapped with RSA-OAEP, Encrypt and Decrypt are AES-256-GCM
+// under the imported bytes. It holds any number of accounts and Regions; a
+// request's account is that of its access key, its Region and service are
+// those of its Signature Version 4 credential scope.
+//
+// Everything is kept in memory. The simulator gives no protection: it shows
+// what it holds to whoever reaches it, so it belongs on loopback.
+package awssim
+
+import (
+	"crypto/rand"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+)
+
+// DefaultAccount is the account of every access key when [Options.Credentials]
+// is empty. It is one of the account numbers that AWS's documentation uses in
+// examples.
+const DefaultAccount = "111122223333"
+
+// Options configure a [Sim]. The zero value is a simulator that accepts every
+// access key.
+type Options struct {
+	// Now tells the time; nil means time.Now. [Sim.Advance] adds to it.
+	Now func() time.Time
+
+	// Pairs holds the RSA pairs that wrap key material. Simulators in one
+	// process may share it, because making a pair of 4096 bits takes most of a
+	// second. Nil means a pool of its own with one pair of each size.
+	Pairs *Pairs
+
+	// Credentials are the access keys that the simulator knows. If there are
+	// none, every access key is accepted as [DefaultAccount]'s and signatures
+	// are not verified, except those of sessions that AssumeRole gave out.
+	Credentials []Credential
+
+	// Roles are the roles that AssumeRole knows. If there are none, any role
+	// can be assumed.
+	Roles []Role
+
+	// Before is called before a request has had any effect, After when it has
+	// had its effect and before it is answered. A fault that they return takes
+	// the place of what would follow. Both are called without locks held, from
+	// many goroutines at once, and may block.
+	Before, After func(Request) *Fault
+
+	// Log gets a record per request; nil means none.
+	Log *slog.Logger
+}
+
+// A Credential is a long-term access key and whose it is.
+type Credential struct {
+	AccessKeyID     string `json:"access_key_id"`
+	SecretAccessKey string `json:"secret_access_key"`
+	Account         string `json:"account"`       // 12 digits
+	ARN             string `json:"arn,omitempty"` // the principal; empty: user/awssim of the account
+}
+
+// A Role can be assumed.
+type Role struct {
+	ARN        string `json:"arn"`
+	ExternalID string `json:"external_id,omitempty"` // if set, AssumeRole must name it
+}
+
+// A Sim is the simulator. It is an http.Handler and safe for concurrent use.
+type Sim struct {
+	options     Options
+	pairs       *Pairs
+	credentials map[string]Credential
+	roles       map[string]Role
+	tokenKey    []byte // authenticates import tokens
+
+	mu       sync.Mutex
+	offset   time.Duration
+	realms   map[place]*realm
+	sessions map[string]*session // by access key ID
+	events   []Event
+	log      requestLog
+}
+
+// A place is one account in one Region.
+type place struct{ account, region string }
+
+// A realm is what one account has in one Region.
+type realm struct {
+	place
+	keys    map[string]*key
+	aliases map[string]*alias
+	buses   map[string]*bus
+	next    time.Time // nothing expires or is destroyed before; zero: nothing ever
+}
+
+// New returns a simulator.
+func New(o Options) *Sim {
+	s := &Sim{
+		options:     o,
+		pairs:       o.Pairs,
+		credentials: make(map[string]Credential),
+		roles:       make(map[string]Role),
+		tokenKey:    randomBytes(32),
+		realms:      make(map[place]*realm),
+		sessions:    make(map[string]*session),
+	}
+	if s.options.Now == nil {
+		s.options.Now = time.Now
+	}
+	if s.pairs == nil {
+		s.pairs = NewPairs(1)
+	}
+	if s.options.Log == nil {
+		s.options.Log = slog.New(slog.DiscardHandler)
+	}
+	for _, c := range o.Credentials {
+		if c.ARN == "" {
+			c.ARN = "arn:aws:iam::" + c.Account + ":user/awssim"
+		}
+		s.credentials[c.AccessKeyID] = c
+	}
+	for _, r := range o.Roles {
+		s.roles[r.ARN] = r
+	}
+	return s
+}
+
+// Now returns the simulator's time: that of [Options.Now] plus what
+// [Sim.Advance] added. Expiry, deletion and import tokens follow it, and so
+// does the Date of every answer.
+func (s *Sim) Now() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.now()
+}
+
+func (s *Sim) now() time.Time { return s.options.Now().Add(s.offset) }
+
+// Advance moves the simulator's clock forward. It panics if d is negative.
+func (s *Sim) Advance(d time.Duration) {
+	if d < 0 {
+		panic("awssim: the clock does not go back")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.offset += d
+}
+
+// realm returns what the account has in the Region, with all that has expired
+// by now gone.
+func (s *Sim) realm(p place, now time.Time) *realm {
+	r := s.realms[p]
+	if r == nil {
+		r = &realm{
+			place:   p,
+			keys:    make(map[string]*key),
+			aliases: make(map[string]*alias),
+			buses:   map[string]*bus{"default": {name: "default", created: now}},
+		}
+		s.realms[p] = r
+	}
+	r.settle(now)
+	return r
+}
+
+// settle lets happen what was due by now: key material expires, keys whose
+// waiting period is over are destroyed together with their aliases.
+func (r *realm) settle(now time.Time) {
+	if r.next.IsZero() || now.Before(r.next) {
+		return
+	}
+	r.next = time.Time{}
+	for id, k := range r.keys {
+		if !k.deletion.IsZero() && !now.Before(k.deletion) {
+			delete(r.keys, id)
+			for name, a := range r.aliases {
+				if a.target == id {
+					delete(r.aliases, name)
+				}
+			}
+			continue
+		}
+		r.wake(k.deletion)
+		for _, m := range k.allMaterials() {
+			if m.bytes == nil || !m.expires {
+				continue
+			}
+			if now.Before(m.validTo) {
+				r.wake(m.validTo)
+			} else {
+				k.drop(m)
+			}
+		}
+	}
+}
+
+// wake makes settle look again at t; the zero time is no time.
+func (r *realm) wake(t time.Time) {
+	if !t.IsZero() && (r.next.IsZero() || t.Before(r.next)) {
+		r.next = t
+	}
+}
+
+// arn returns the ARN of a resource of a service in the realm.
+func (p place) arn(service, resource string) string {
+	return "arn:" + partition(p.region) + ":" + service + ":" + p.region + ":" + p.account + ":" + resource
+}
+
+// partition returns the partition of a Region, by the prefixes that AWS's
+// endpoint rules use.
+func partition(region string) string {
+	for prefix, partition := range map[string]string{
+		"cn-":      "aws-cn",
+		"us-gov-":  "aws-us-gov",
+		"eusc-":    "aws-eusc",
+		"us-iso-":  "aws-iso",
+		"us-isob-": "aws-iso-b",
+		"eu-isoe-": "aws-iso-e",
+		"us-isof-": "aws-iso-f",
+		"eu-isof-": "aws-iso-f",
+	} {
+		if strings.HasPrefix(region, prefix) {
+			return partition
+		}
+	}
+	return "aws"
+}
+
+func randomBytes(n int) []byte {
+	b := make([]byte, n)
+	rand.Read(b)
+	return b
+}
+
+// newUUID returns a random UUID (version 4, RFC 9562).
+func newUUID() string {
+	b := randomBytes(16)
+	b[6] = b[6]&0x0f | 0x40
+	b[8] = b[8]&0x3f | 0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}
+
+// readAll reads at most limit bytes and reports whether there were more.
+func readAll(r io.Reader, limit int64) (b []byte, more bool, err error) {
+	b, err = io.ReadAll(io.LimitReader(r, limit+1))
+	if int64(len(b)) > limit {
+		return nil, true, err
+	}
+	return b, false, err
+}

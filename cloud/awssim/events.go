@@ -1,0 +1,299 @@
+package awssim
+
+import (
+	"bytes"
+	"encoding/json"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// eventsOperations are the operations of EventBridge.
+var eventsOperations = map[string]operation{
+	"CreateEventBus":   op((*call).createEventBus),
+	"DeleteEventBus":   op((*call).deleteEventBus),
+	"DescribeEventBus": op((*call).describeEventBus),
+	"ListEventBuses":   op((*call).listEventBuses),
+	"PutEvents":        op((*call).putEvents),
+}
+
+const (
+	// maxEventsSize is the size of all entries of one PutEvents: 1 MB since
+	// 29 January 2026, 256 KB before.
+	maxEventsSize = 1 << 20
+
+	maxBuses      = 100 // per account and Region
+	maxDetailType = 128 // characters
+	maxSource     = 256 // characters
+	maxNesting    = 1000
+)
+
+// A bus is an event bus.
+type bus struct {
+	name, description string
+	created           time.Time
+}
+
+// An Event is an event that PutEvents put on a bus.
+type Event struct {
+	Account  string    // whose bus it is
+	Region   string    // where the bus is
+	Bus      string    // its name
+	Received time.Time // by the simulator's clock
+	Envelope Envelope
+}
+
+// An Envelope is an event as EventBridge hands it to a rule's targets.
+type Envelope struct {
+	Version    string          `json:"version"`
+	ID         string          `json:"id"` // the EventId that PutEvents answered
+	DetailType string          `json:"detail-type"`
+	Source     string          `json:"source"`
+	Account    string          `json:"account"`
+	Time       time.Time       `json:"time"` // whole seconds, UTC
+	Region     string          `json:"region"`
+	Resources  []string        `json:"resources"`
+	Detail     json.RawMessage `json:"detail"`
+}
+
+// Events returns the events of all buses, in the order in which they arrived.
+// The oldest are forgotten when there are very many.
+func (s *Sim) Events() []Event {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.events)
+}
+
+type putEventsInput struct {
+	Entries    []putEventsRequestEntry `required:"" len:"1,10"`
+	EndpointId *string                 `len:"1,50" pattern:"^[A-Za-z0-9\\-]+[\\.][A-Za-z0-9\\-]+$"`
+}
+
+type putEventsRequestEntry struct {
+	Time         *timestamp
+	Source       *string
+	Resources    []string
+	DetailType   *string
+	Detail       *string
+	EventBusName *string `len:"1,1600" pattern:"^(arn:aws[\\w-]*:events:[a-z]+-[a-z]+-[\\w-]+:[0-9]{12}:event-bus/)?[/\\.\\-_A-Za-z0-9]+$"`
+	TraceHeader  *string `len:"1,500"`
+}
+
+// size is the size of an entry as EventBridge counts it.
+func (e *putEventsRequestEntry) size() int {
+	n := len(deref(e.Source)) + len(deref(e.DetailType)) + len(deref(e.Detail))
+	if e.Time != nil {
+		n += 14
+	}
+	for _, r := range e.Resources {
+		n += len(r)
+	}
+	return n
+}
+
+// putEvents answers 200 with an EventId also for an entry to a bus that does
+// not exist, and drops it: so does AWS.
+func (c *call) putEvents(in *putEventsInput) (any, error) {
+	size := 0
+	for _, e := range in.Entries {
+		size += e.size()
+	}
+	if size > maxEventsSize {
+		return nil, fail("ValidationException", "Total size of the entries in the request is over the limit.")
+	}
+	entries, failed := []fields{}, 0
+	for _, e := range in.Entries {
+		if code, message := e.problem(); code != "" {
+			entries = append(entries, fields{"ErrorCode": code, "ErrorMessage": message})
+			failed++
+			continue
+		}
+		id := newUUID()
+		entries = append(entries, fields{"EventId": id})
+		if b := c.bus(deref(e.EventBusName)); b != nil {
+			c.sim.keep(c.event(e, b, id))
+		}
+	}
+	return fields{"FailedEntryCount": failed, "Entries": entries}, nil
+}
+
+// problem returns the error of an entry, or two empty strings.
+func (e *putEventsRequestEntry) problem() (code, message string) {
+	for _, required := range []struct {
+		name  string
+		value *string
+	}{{"Source", e.Source}, {"DetailType", e.DetailType}, {"Detail", e.Detail}} {
+		if deref(required.value) == "" {
+			return "InvalidArgument", "Parameter " + required.name + " is not valid. Reason: " + required.name + " is a required argument."
+		}
+	}
+	switch {
+	case strings.HasPrefix(*e.Source, "aws."):
+		return "NotAuthorizedForSourceException", "Not authorized for the source."
+	case utf8.RuneCountInString(*e.Source) > maxSource:
+		return "InvalidArgument", "Parameter Source is not valid. Reason: Source is longer than 256 characters."
+	case utf8.RuneCountInString(*e.DetailType) > maxDetailType:
+		return "InvalidArgument", "Parameter DetailType is not valid. Reason: DetailType is longer than 128 characters."
+	case !isObject(*e.Detail):
+		return "MalformedDetail", "Detail is malformed."
+	}
+	return "", ""
+}
+
+// isObject reports whether s is a JSON object that is not nested too deeply.
+func isObject(s string) bool {
+	if !json.Valid([]byte(s)) || !strings.HasPrefix(strings.TrimLeft(s, " \t\r\n"), "{") {
+		return false
+	}
+	depth := 0
+	for d := json.NewDecoder(strings.NewReader(s)); ; {
+		t, err := d.Token()
+		if err != nil {
+			return true // the end: what is valid has no other error
+		}
+		switch t {
+		case json.Delim('{'), json.Delim('['):
+			if depth++; depth > maxNesting {
+				return false
+			}
+		case json.Delim('}'), json.Delim(']'):
+			depth--
+		}
+	}
+}
+
+// bus finds a bus of the caller's account and Region by name or ARN. No name
+// is the default bus's.
+func (c *call) bus(name string) *bus {
+	if name == "" {
+		name = "default"
+	}
+	if strings.HasPrefix(name, "arn:") {
+		mine, ok := strings.CutPrefix(name, c.realm.arn("events", "event-bus/"))
+		if !ok {
+			return nil
+		}
+		name = mine
+	}
+	return c.realm.buses[name]
+}
+
+// event makes the event of an entry.
+func (c *call) event(e putEventsRequestEntry, b *bus, id string) Event {
+	at := c.now
+	if e.Time != nil {
+		at = e.Time.Time
+	}
+	var detail bytes.Buffer
+	if err := json.Compact(&detail, []byte(*e.Detail)); err != nil {
+		panic(err) // problem saw that it is valid
+	}
+	resources := e.Resources
+	if resources == nil {
+		resources = []string{}
+	}
+	return Event{
+		Account: c.realm.account, Region: c.realm.region, Bus: b.name, Received: c.now,
+		Envelope: Envelope{
+			Version: "0", ID: id, DetailType: *e.DetailType, Source: *e.Source,
+			Account: c.caller.account, Time: at.UTC().Truncate(time.Second), Region: c.realm.region,
+			Resources: resources, Detail: detail.Bytes(),
+		},
+	}
+}
+
+func (s *Sim) keep(e Event) {
+	if len(s.events) == maxEvents {
+		s.events = slices.Clone(s.events[maxEvents/2:])
+	}
+	s.events = append(s.events, e)
+}
+
+type busInput struct {
+	Name        *string `required:"" len:"1,256" pattern:"^[/\\.\\-_A-Za-z0-9]+$"`
+	Description *string `len:"0,512"`
+}
+
+func (c *call) createEventBus(in *busInput) (any, error) {
+	if strings.HasPrefix(*in.Name, "aws.") || strings.Contains(*in.Name, "/") {
+		return nil, fail("ValidationException", "Event bus name %s is reserved for partner event buses or not valid.", *in.Name)
+	}
+	if c.realm.buses[*in.Name] != nil {
+		return nil, fail("ResourceAlreadyExistsException", "Event bus %s already exists.", *in.Name)
+	}
+	if len(c.realm.buses) >= maxBuses {
+		return nil, fail("LimitExceededException", "The account has %d event buses in this Region, which is the limit.", maxBuses)
+	}
+	b := &bus{name: *in.Name, description: deref(in.Description), created: c.now}
+	c.realm.buses[b.name] = b
+	out := fields{"EventBusArn": c.realm.arn("events", "event-bus/"+b.name)}
+	if b.description != "" {
+		out["Description"] = b.description
+	}
+	return out, nil
+}
+
+func (c *call) deleteEventBus(in *busInput) (any, error) {
+	if *in.Name == "default" {
+		return nil, fail("ValidationException", "Cannot delete event bus default.")
+	}
+	delete(c.realm.buses, *in.Name)
+	return nil, nil
+}
+
+type describeEventBusInput struct {
+	Name *string `len:"1,1600" pattern:"^(arn:aws[\\w-]*:events:[a-z]+-[a-z]+-[\\w-]+:[0-9]{12}:event-bus/)?[/\\.\\-_A-Za-z0-9]+$"`
+}
+
+func (c *call) describeEventBus(in *describeEventBusInput) (any, error) {
+	b := c.bus(deref(in.Name))
+	if b == nil {
+		return nil, fail("ResourceNotFoundException", "Event bus %s does not exist.", busName(*in.Name))
+	}
+	return c.describe(b), nil
+}
+
+// busName returns the name in a bus's name or ARN.
+func busName(s string) string {
+	if _, name, ok := strings.Cut(s, ":event-bus/"); ok {
+		return name
+	}
+	return s
+}
+
+func (c *call) describe(b *bus) fields {
+	f := fields{
+		"Name": b.name, "Arn": c.realm.arn("events", "event-bus/"+b.name),
+		"CreationTime": timestamp{b.created}, "LastModifiedTime": timestamp{b.created},
+	}
+	if b.description != "" {
+		f["Description"] = b.description
+	}
+	return f
+}
+
+type listEventBusesInput struct {
+	NamePrefix *string `len:"1,256" pattern:"^[/\\.\\-_A-Za-z0-9]+$"`
+	NextToken  *string `len:"1,2048"`
+	Limit      *int64  `range:"1,100"`
+}
+
+func (c *call) listEventBuses(in *listEventBusesInput) (any, error) {
+	matching := maps.Clone(c.realm.buses)
+	maps.DeleteFunc(matching, func(name string, _ *bus) bool { return !strings.HasPrefix(name, deref(in.NamePrefix)) })
+	names, more, err := page(c, maps.Keys(matching), in.Limit, 100, in.NextToken)
+	if err != nil {
+		return nil, fail("ValidationException", "The NextToken is not valid.")
+	}
+	buses := []fields{}
+	for _, name := range names {
+		buses = append(buses, c.describe(matching[name]))
+	}
+	out := fields{"EventBuses": buses}
+	if more.marker != "" {
+		out["NextToken"] = more.marker
+	}
+	return out, nil
+}

@@ -1,0 +1,198 @@
+package awssim
+
+import (
+	"cmp"
+	_ "embed"
+	"encoding/json"
+	"html/template"
+	"maps"
+	"net/http"
+	"slices"
+	"time"
+)
+
+// A Key is a KMS key, as a test or a page looks at it.
+type Key struct {
+	Account     string            `json:"account"`
+	Region      string            `json:"region"`
+	ID          string            `json:"id"`
+	ARN         string            `json:"arn"`
+	State       string            `json:"state"` // as DescribeKey's KeyState
+	Spec        string            `json:"spec"`
+	Usage       string            `json:"usage"`
+	Origin      string            `json:"origin"`
+	Description string            `json:"description"`
+	Policy      string            `json:"policy"` // as it was put
+	Tags        map[string]string `json:"tags"`
+	Aliases     []string          `json:"aliases"`
+	Created     time.Time         `json:"created"`
+	Deletion    time.Time         `json:"deletion,omitzero"`
+	Materials   []Material        `json:"materials"` // oldest first, a pending one last
+}
+
+// A Material is key material, as a test or a page looks at it.
+type Material struct {
+	ID          string    `json:"id"`
+	State       string    `json:"state"` // as ListKeyRotations' KeyMaterialState
+	Description string    `json:"description,omitempty"`
+	Present     bool      `json:"present"`               // false: deleted or expired
+	Fingerprint string    `json:"fingerprint,omitempty"` // SHA-256 of the bytes, in hex
+	ValidTo     time.Time `json:"valid_to,omitzero"`
+}
+
+// Keys returns the KMS keys of an account in a Region, in the order in which
+// they were made.
+func (s *Sim) Keys(account, region string) []Key {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.realm(place{account, region}, s.now())
+	keys := []Key{}
+	for _, k := range r.keys {
+		keys = append(keys, r.show(k))
+	}
+	slices.SortFunc(keys, func(a, b Key) int {
+		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID))
+	})
+	return keys
+}
+
+// Key returns a key by its ID, and whether there is one.
+func (s *Sim) Key(account, region, id string) (Key, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.realm(place{account, region}, s.now())
+	k := r.keys[id]
+	if k == nil {
+		return Key{}, false
+	}
+	return r.show(k), true
+}
+
+// Alias returns the ID of the key that an alias points at, empty if there is
+// no such alias. The name begins with "alias/".
+func (s *Sim) Alias(account, region, name string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a := s.realm(place{account, region}, s.now()).aliases[name]; a != nil {
+		return a.target
+	}
+	return ""
+}
+
+func (r *realm) show(k *key) Key {
+	shown := Key{
+		Account: k.account, Region: k.region, ID: k.id, ARN: k.arn,
+		State: k.state(), Spec: k.spec.name, Usage: k.usage, Origin: k.origin,
+		Description: k.description, Policy: k.policy,
+		Tags: maps.Clone(k.tags), Aliases: slices.Sorted(r.aliasesOf(k.id)),
+		Created: k.created, Deletion: k.deletion,
+	}
+	for _, m := range k.allMaterials() {
+		mat := Material{ID: m.id, State: k.materialState(m), Description: m.description, ValidTo: m.validTo}
+		if m.bytes != nil {
+			mat.Present, mat.Fingerprint = true, sha256Hex(m.bytes)
+		}
+		shown.Materials = append(shown.Materials, mat)
+	}
+	return shown
+}
+
+// allKeys returns the keys of all accounts and Regions.
+func (s *Sim) allKeys() []Key {
+	s.mu.Lock()
+	places := slices.SortedFunc(maps.Keys(s.realms), func(a, b place) int {
+		return cmp.Or(cmp.Compare(a.account, b.account), cmp.Compare(a.region, b.region))
+	})
+	s.mu.Unlock()
+	keys := []Key{}
+	for _, p := range places {
+		keys = append(keys, s.Keys(p.account, p.region)...)
+	}
+	return keys
+}
+
+// A shownEvent is an event as the page /_awssim/events shows it.
+type shownEvent struct {
+	Bus      string    `json:"bus"`
+	Received time.Time `json:"received"`
+	Event    Envelope  `json:"event"`
+}
+
+func (s *Sim) shownEvents() []shownEvent {
+	shown := []shownEvent{}
+	for _, e := range s.Events() {
+		shown = append(shown, shownEvent{Bus: e.Bus, Received: e.Received.UTC(), Event: e.Envelope})
+	}
+	return shown
+}
+
+//go:embed page.html
+var pageHTML string
+
+var pageTemplate = template.Must(template.New("page").Parse(pageHTML))
+
+// servePage answers the requests that are not for AWS: the page and what lies
+// below /_awssim/.
+func (s *Sim) servePage(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == "/_awssim/clock" && r.Method == http.MethodPost {
+		s.serveClock(w, r)
+		return
+	}
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		http.Error(w, "only GET here", http.StatusMethodNotAllowed)
+		return
+	}
+	switch r.URL.Path {
+	case "/":
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		events := s.shownEvents()
+		slices.Reverse(events)
+		// A write fails only if the client has gone.
+		_ = pageTemplate.Execute(w, map[string]any{"Now": s.Now().UTC(), "Keys": s.allKeys(), "Events": events})
+	case "/_awssim/health":
+		writeJSON(w, map[string]any{"status": "ok", "time": s.Now().UTC()})
+	case "/_awssim/keys":
+		writeJSON(w, s.allKeys())
+	case "/_awssim/events":
+		writeJSON(w, s.shownEvents())
+	case "/_awssim/clock":
+		writeJSON(w, map[string]any{"time": s.Now().UTC()})
+	default:
+		http.NotFound(w, r)
+	}
+}
+
+// serveClock moves the clock: {"advance": "24h"}. It wants JSON to be declared,
+// so that no web page can do it.
+func (s *Sim) serveClock(w http.ResponseWriter, r *http.Request) {
+	if r.Header.Get("Content-Type") != "application/json" {
+		http.Error(w, "send Content-Type: application/json", http.StatusUnsupportedMediaType)
+		return
+	}
+	body, _, err := readAll(r.Body, 1<<10)
+	var in struct {
+		Advance string `json:"advance"`
+	}
+	if err != nil || json.Unmarshal(body, &in) != nil {
+		http.Error(w, `send {"advance": "24h"}`, http.StatusBadRequest)
+		return
+	}
+	d, err := time.ParseDuration(in.Advance)
+	if err != nil || d < 0 {
+		http.Error(w, `"advance" must be a duration that is not negative, such as "24h"`, http.StatusBadRequest)
+		return
+	}
+	s.Advance(d)
+	writeJSON(w, map[string]any{"time": s.Now().UTC()})
+}
+
+func writeJSON(w http.ResponseWriter, v any) {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write(append(b, '\n')) // as in answerJSON
+}

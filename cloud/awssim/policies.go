@@ -1,0 +1,294 @@
+package awssim
+
+import (
+	"bytes"
+	"encoding/json"
+	"strings"
+)
+
+const (
+	// maxPolicy is the size of a key policy in bytes.
+	maxPolicy = 32_768
+
+	// policyName is the only name that a key policy can have.
+	policyName = "default"
+)
+
+// defaultPolicy returns the policy of a key that was made without one. It lets
+// the account's IAM policies decide.
+func defaultPolicy(p place) string {
+	return `{"Version":"2012-10-17","Id":"key-default-1","Statement":[{"Sid":"Enable IAM User Permissions","Effect":"Allow",` +
+		`"Principal":{"AWS":"arn:` + partition(p.region) + `:iam::` + p.account + `:root"},"Action":"kms:*","Resource":"*"}]}`
+}
+
+// A policy is a key policy, as far as the simulator looks into it.
+type policy struct {
+	Version   string
+	ID        string `json:"Id"`
+	Statement list[statement]
+}
+
+type statement struct {
+	Sid          string
+	Effect       string
+	Principal    *principals
+	NotPrincipal *principals
+	Action       list[string]
+	NotAction    list[string]
+	Resource     list[string]
+	NotResource  list[string]
+	Condition    map[string]map[string]any
+}
+
+// A list is one element or an array of them.
+type list[T any] []T
+
+// UnmarshalJSON reads either form.
+func (l *list[T]) UnmarshalJSON(b []byte) error {
+	if b = bytes.TrimSpace(b); len(b) > 0 && b[0] == '[' {
+		return decodeStrictly(b, (*[]T)(l))
+	}
+	var one T
+	if err := decodeStrictly(b, &one); err != nil {
+		return err
+	}
+	*l = list[T]{one}
+	return nil
+}
+
+// principals is "*", or principals by their kind.
+type principals struct {
+	byKind map[string]list[string]
+}
+
+// UnmarshalJSON reads either form. "*" is the same as {"AWS": "*"}.
+func (p *principals) UnmarshalJSON(b []byte) error {
+	var all string
+	if json.Unmarshal(b, &all) == nil {
+		p.byKind = map[string]list[string]{"AWS": {all}}
+		return nil
+	}
+	return decodeStrictly(b, &p.byKind)
+}
+
+func decodeStrictly(b []byte, v any) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	return d.Decode(v)
+}
+
+// parsePolicy reads a policy document and checks its grammar.
+func parsePolicy(document string) (*policy, error) {
+	malformed := func(message string) error { return fail("MalformedPolicyDocumentException", message) }
+	var p policy
+	if !json.Valid([]byte(document)) {
+		return nil, malformed("Policy contains a JSON syntax error.")
+	}
+	if decodeStrictly([]byte(document), &p) != nil {
+		return nil, malformed("Policy does not have the form of a key policy.")
+	}
+	if p.Version != "" && p.Version != "2012-10-17" && p.Version != "2008-10-17" {
+		return nil, malformed("Policy has an unknown version.")
+	}
+	if len(p.Statement) == 0 {
+		return nil, malformed("Policy contains no statement.")
+	}
+	for _, s := range p.Statement {
+		if s.Effect != "Allow" && s.Effect != "Deny" {
+			return nil, malformed("Policy contains a statement whose effect is neither Allow nor Deny.")
+		}
+		if (s.Principal == nil) == (s.NotPrincipal == nil) {
+			return nil, malformed("Policy contains a statement that does not have exactly one of Principal and NotPrincipal.")
+		}
+		for _, ps := range []*principals{s.Principal, s.NotPrincipal} {
+			if ps != nil && !ps.valid() {
+				return nil, malformed("Policy contains a statement with one or more invalid principals.")
+			}
+		}
+	}
+	return &p, nil
+}
+
+// awsPrincipal is what can stand for a principal of AWS. A unique ID, which is
+// what becomes of a deleted principal, is not accepted.
+const awsPrincipal = `\*|[0-9]{12}|arn:aws[a-z-]*:(iam::[0-9]{12}:(root|(user|role)/[\w+=,.@/-]+)|sts::[0-9]{12}:(assumed-role|federated-user)/[\w+=,.@/-]+)`
+
+func (p *principals) valid() bool {
+	for kind, names := range p.byKind {
+		for _, name := range names {
+			switch kind {
+			case "AWS":
+				if !compiled(awsPrincipal).MatchString(name) {
+					return false
+				}
+			case "Service", "Federated":
+				if name == "" {
+					return false
+				}
+			default:
+				return false
+			}
+		}
+	}
+	return len(p.byKind) > 0
+}
+
+// names reports whether the principals include an identity, by itself or by
+// its account.
+func (p *principals) names(who identity) bool {
+	if p == nil {
+		return false
+	}
+	for _, name := range p.byKind["AWS"] {
+		switch {
+		case name == "*", name == who.account, name == who.arn, who.role != "" && name == who.role,
+			strings.HasSuffix(name, ":iam::"+who.account+":root"):
+			return true
+		}
+	}
+	return false
+}
+
+// covers reports whether the statement speaks of an action on a key.
+func (s statement) covers(action, keyARN string) bool {
+	actions := matchAny(s.Action, strings.ToLower(action), true) ||
+		len(s.NotAction) > 0 && !matchAny(s.NotAction, strings.ToLower(action), true)
+	resources := matchAny(s.Resource, keyARN, false) || len(s.NotResource) > 0 && !matchAny(s.NotResource, keyARN, false)
+	return actions && resources
+}
+
+// matchAny matches with * and ?.
+func matchAny(patterns []string, s string, fold bool) bool {
+	for _, p := range patterns {
+		if fold {
+			p = strings.ToLower(p)
+		}
+		if wildcard(p, s) {
+			return true
+		}
+	}
+	return false
+}
+
+// wildcard matches s with a pattern in which * stands for anything and ? for
+// one character. It takes time in proportion to the product of the lengths.
+func wildcard(pattern, s string) bool {
+	p, i, star, mark := 0, 0, -1, 0
+	for i < len(s) {
+		switch {
+		case p < len(pattern) && pattern[p] == '*':
+			star, mark = p, i
+			p++
+		case p < len(pattern) && (pattern[p] == '?' || pattern[p] == s[i]):
+			p++
+			i++
+		case star >= 0:
+			mark++
+			p, i = star+1, mark
+		default:
+			return false
+		}
+	}
+	return strings.Trim(pattern[p:], "*") == ""
+}
+
+// lets reports whether the policy lets somebody do something with a key, or
+// lets their IAM policies do so. Conditions are not evaluated: a statement
+// with one allows and does not deny.
+func (p *policy) lets(who identity, action, keyARN string) bool {
+	allowed := false
+	for _, s := range p.Statement {
+		if !s.covers(action, keyARN) {
+			continue
+		}
+		named := s.Principal.names(who) || s.NotPrincipal != nil && !s.NotPrincipal.names(who)
+		switch {
+		case named && s.Effect == "Deny" && len(s.Condition) == 0:
+			return false
+		case named && s.Effect == "Allow":
+			allowed = true
+		}
+	}
+	return allowed
+}
+
+// checkPolicy refuses a document that cannot be the key's policy.
+func (c *call) checkPolicy(k *key, document string, bypassLockout bool) error {
+	if len(document) > maxPolicy {
+		return fail("LimitExceededException", "The key policy has %d bytes, the limit is %d.", len(document), maxPolicy)
+	}
+	p, err := parsePolicy(document)
+	if err != nil {
+		return err
+	}
+	if !bypassLockout && !p.lets(c.caller, "kms:PutKeyPolicy", k.arn) {
+		return fail("MalformedPolicyDocumentException", "The new key policy will not allow you to update the key policy in the future.")
+	}
+	return nil
+}
+
+type putKeyPolicyInput struct {
+	KeyId                          *string `required:"" len:"1,2048"`
+	PolicyName                     *string `len:"1,128" pattern:"^[\\w]+$"`
+	Policy                         *string `required:"" len:"1,131072" pattern:"[\\x09\\x0a\\x0d\\x20-\\x{00ff}]+"`
+	BypassPolicyLockoutSafetyCheck bool
+}
+
+func (c *call) putKeyPolicy(in *putKeyPolicyInput) (any, error) {
+	k, err := c.policyKey(in.KeyId, in.PolicyName)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.checkPolicy(k, *in.Policy, in.BypassPolicyLockoutSafetyCheck); err != nil {
+		return nil, err
+	}
+	k.policy = *in.Policy
+	return nil, nil
+}
+
+// policyKey finds the key of a policy by name.
+func (c *call) policyKey(id, name *string) (*key, error) {
+	k, err := c.key(*id)
+	if err != nil {
+		return nil, err
+	}
+	if name != nil && *name != policyName {
+		return nil, fail("NotFoundException", "No such policy exists")
+	}
+	return k, nil
+}
+
+type getKeyPolicyInput struct {
+	KeyId      *string `required:"" len:"1,2048"`
+	PolicyName *string `len:"1,128" pattern:"^[\\w]+$"`
+}
+
+// getKeyPolicy returns the document with other white space than it was put
+// with, as AWS does.
+func (c *call) getKeyPolicy(in *getKeyPolicyInput) (any, error) {
+	k, err := c.policyKey(in.KeyId, in.PolicyName)
+	if err != nil {
+		return nil, err
+	}
+	var document bytes.Buffer
+	if err := json.Indent(&document, []byte(k.policy), "", "  "); err != nil {
+		return nil, err // cannot be: checkPolicy saw it
+	}
+	return fields{"Policy": document.String(), "PolicyName": policyName}, nil
+}
+
+type listKeyPoliciesInput struct {
+	KeyId  *string `required:"" len:"1,2048"`
+	Limit  *int64  `range:"1,1000"`
+	Marker *string `len:"1,1024"`
+}
+
+func (c *call) listKeyPolicies(in *listKeyPoliciesInput) (any, error) {
+	if _, err := c.key(*in.KeyId); err != nil {
+		return nil, err
+	}
+	if in.Marker != nil {
+		return nil, fail("InvalidMarkerException", "Invalid marker.")
+	}
+	return fields{"PolicyNames": []string{policyName}, "Truncated": false}, nil
+}
