@@ -1,0 +1,155 @@
+package jobstore_test
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"byokd/daemon/jobstore"
+)
+
+func TestClaimOrder(t *testing.T) {
+	s, c := newStore(t)
+	add := func(group, hsm string, due time.Duration, urgent bool) string {
+		n := rotate(group, "1")
+		n.HSM, n.DueAt, n.Urgent = hsm, epoch.Add(due), urgent
+		return enqueue(t, s, n).ID
+	}
+	late := add("late", "main", -time.Minute, false)
+	later := add("later", "main", -time.Minute, false)
+	earliest := add("earliest", "main", -time.Hour, false)
+	urgent := add("urgent", "main", 0, true)
+	other := add("other", "other", -2*time.Hour, true)
+	add("future", "main", time.Hour, true)
+
+	skip := jobstore.Skip{HSMs: []string{"other", "third"}}
+	for _, want := range []string{urgent, earliest, late, later} {
+		job, err := s.Claim(t.Context(), c.now, skip)
+		must(t, err)
+		if job == nil || job.ID != want {
+			t.Fatalf("claimed %+v, want %s", job, want)
+		}
+		if job.State != jobstore.Running || job.Attempt != 1 || !job.StartedAt.Equal(epoch) {
+			t.Errorf("claimed job is %+v", job)
+		}
+	}
+	for _, skip := range []jobstore.Skip{skip, {Groups: []string{"other"}}, {HSMs: []string{"x"}, Groups: []string{"x", "other"}}} {
+		job, err := s.Claim(t.Context(), c.now, skip)
+		must(t, err)
+		if job != nil {
+			t.Errorf("claimed %+v", job)
+		}
+	}
+	claim(t, s, c, other)
+	due, err := s.NextDue(t.Context(), c.now)
+	must(t, err)
+	equal(t, "next due", due, epoch.Add(time.Hour))
+}
+
+// One job of a group runs at a time, whatever the kinds.
+func TestClaimOnePerGroup(t *testing.T) {
+	s, c := newStore(t)
+	first := enqueue(t, s, rotate("payments", "1"))
+	c.advance(time.Second)
+	second := enqueue(t, s, jobstore.NewJob{Kind: "synchronize", Group: "payments", UniqueKey: "2"})
+	claim(t, s, c, first.ID)
+	claimNothing(t, s, c)
+	due, err := s.NextDue(t.Context(), c.now)
+	must(t, err)
+	equal(t, "next due", due.IsZero(), true)
+	must(t, s.Finish(t.Context(), first.ID, jobstore.Completed, "", jobstore.Change{}))
+	claim(t, s, c, second.ID)
+}
+
+func TestNextDue(t *testing.T) {
+	s, c := newStore(t)
+	due := func() time.Time {
+		t.Helper()
+		at, err := s.NextDue(t.Context(), c.now)
+		must(t, err)
+		return at
+	}
+	equal(t, "of nothing", due().IsZero(), true)
+	for i, d := range []time.Duration{3, 1, 2} {
+		n := rotate(fmt.Sprint("g", i), "1")
+		n.DueAt = epoch.Add(d * time.Hour)
+		n.Urgent = d == 3
+		enqueue(t, s, n)
+	}
+	for _, want := range []time.Duration{1, 2, 3} {
+		equal(t, "next due", due(), epoch.Add(want*time.Hour))
+		c.now = epoch.Add(want * time.Hour)
+	}
+	equal(t, "when all are due", due().IsZero(), true)
+}
+
+func TestClaimRaceOfGoroutines(t *testing.T) {
+	s, c := newStore(t)
+	for i := range 40 {
+		enqueue(t, s, rotate(fmt.Sprint("g", i), "1"))
+	}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var claimed []string
+	for range 8 {
+		wg.Go(func() {
+			for {
+				job, err := s.Claim(t.Context(), c.now, jobstore.Skip{})
+				if err != nil {
+					t.Error(err)
+				}
+				if job == nil {
+					return
+				}
+				mu.Lock()
+				claimed = append(claimed, job.ID)
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	equal(t, "claimed", len(claimed), 40)
+	slices.Sort(claimed)
+	equal(t, "different ones", len(slices.Compact(claimed)), 40)
+}
+
+func TestClaimRaceOfProcesses(t *testing.T) {
+	path := create(t)
+	s := open(t, path)
+	const jobs = 60
+	for i := range jobs {
+		enqueue(t, s, rotate(fmt.Sprint("g", i), "1"))
+	}
+	must(t, s.Close())
+
+	var racers []*process
+	for range 3 {
+		racers = append(racers, start(t, "claim", path))
+	}
+	for _, p := range racers {
+		equal(t, "child", p.line(t), "ready")
+	}
+	for _, p := range racers {
+		fmt.Fprintln(p.in, "go")
+	}
+	var claimed []string
+	for _, p := range racers {
+		for p.out.Scan() {
+			claimed = append(claimed, p.out.Text())
+		}
+		if err := p.Wait(); err != nil {
+			t.Fatalf("%v: %s", err, p.err)
+		}
+	}
+	equal(t, "claimed", len(claimed), jobs)
+	slices.Sort(claimed)
+	equal(t, "different ones", len(slices.Compact(claimed)), jobs)
+
+	s = open(t, path)
+	equal(t, "running", query[int](t, s, "SELECT count(*) FROM jobs WHERE state = 'running' AND attempt = 1"), jobs)
+	n, err := s.Rescue(t.Context())
+	must(t, err)
+	equal(t, "rescued", n, jobs)
+}

@@ -1,0 +1,675 @@
+package jobstore
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// The states of a job.
+const (
+	Available = "available" // to be run when it is due
+	Running   = "running"   // a worker has it
+	Retryable = "retryable" // failed; goes on at its next attempt or when woken
+	Completed = "completed"
+	Cancelled = "cancelled"
+	Discarded = "discarded" // failed for good
+)
+
+// kindRotate is the kind of which a group has at most one open.
+const kindRotate = "rotate"
+
+// A Job is one row of the jobs table. In times, zero is none; they are kept in
+// milliseconds.
+type Job struct {
+	ID          string // UUIDv7
+	Kind        string
+	Group       string // the current name; the definition may hold an older one
+	HSM         string // name of the [hsm.NAME] table
+	Generation  int    // 0: not chosen yet
+	State       string
+	Trigger     string
+	WaitingFor  string // what a person must mend; "" when not Retryable
+	Definition  []byte // the snapshot, JSON
+	Request     []byte // JSON
+	Urgent      bool   // a person asked
+	CreatedAt   time.Time
+	ScheduledAt time.Time // nominal time of the tick
+	DueAt       time.Time // not before
+	StartedAt   time.Time // of the first attempt
+	FinishedAt  time.Time
+	NextAttempt time.Time // zero when Retryable: only when woken
+	Attempt     int       // attempts begun, those that a shutdown interrupted not counted
+	Error       string    // of the latest attempt that failed
+
+	FirstFailed     time.Time // when Retry was first called
+	FailureReported time.Time // as last given to Retry
+
+	Steps []Step // in order; read by Job and Claim only
+}
+
+// Open reports whether the job has not ended.
+func (j Job) Open() bool {
+	return j.State == Available || j.State == Running || j.State == Retryable
+}
+
+// A Step is one recorded step of a job.
+type Step struct {
+	Name       string
+	State      string // pending, running, done, skipped or failed
+	StartedAt  time.Time
+	FinishedAt time.Time
+	Message    string
+	Data       []byte // the step's intent, JSON; nil: none
+}
+
+// A NewJob is a job asked for.
+type NewJob struct {
+	Kind       string
+	Group      string
+	HSM        string
+	Generation int
+	Trigger    string
+
+	// UniqueKey names what asked, within the group: a tick, a request, a force
+	// value. Asking twice under one key is asking once. "": a key of its own.
+	// Keys that begin with "force:" are remembered for ever, others as long as
+	// their jobs.
+	UniqueKey string
+
+	Definition  []byte
+	Request     []byte
+	Urgent      bool      // a person asked: before the others, and without delay
+	DueAt       time.Time // zero: now
+	ScheduledAt time.Time // of a tick; the group's last tick moves on to it
+	Steps       []string  // recorded as pending
+
+	// Audit is written when the job is made or joined, not when the key is known
+	// already. Group and JobID are filled in where they are empty.
+	Audit []AuditEntry
+}
+
+// Enqueued is what became of a NewJob.
+type Enqueued struct {
+	JobID  string // "" when the key was marked as seen, or its job has been pruned
+	Joined bool   // an existing job was joined, or the key was known
+}
+
+// Enqueue makes a job durable, or joins one. When the unique key is known the
+// job that it led to is returned, and nothing changes but the last tick. When a
+// rotation is asked for and the group has an open one, the asking is recorded
+// with that; an urgent asking makes it urgent and due now, unless it waits for
+// a person. A group that is not known becomes known, without a definition.
+//
+// The job is zero where Enqueued.JobID would be empty.
+func (s *Store) Enqueue(ctx context.Context, n NewJob) (job Job, joined bool, err error) {
+	err = s.write(ctx, func(t *tx) error {
+		if err := t.ensureGroup(n.Group); err != nil {
+			return err
+		}
+		e, err := t.enqueue(n)
+		if err != nil || e.JobID == "" {
+			joined = e.Joined
+			return err
+		}
+		joined = e.Joined
+		job, err = loadJob(t.query, e.JobID)
+		return err
+	})
+	if err != nil {
+		return Job{}, false, fmt.Errorf("enqueue %s of %s: %w", n.Kind, n.Group, err)
+	}
+	return job, joined, nil
+}
+
+// EnqueueMany is Enqueue for many at once, in one transaction.
+func (s *Store) EnqueueMany(ctx context.Context, jobs []NewJob) ([]Enqueued, error) {
+	all := make([]Enqueued, 0, len(jobs))
+	err := s.write(ctx, func(t *tx) error {
+		for _, n := range jobs {
+			if err := t.ensureGroup(n.Group); err != nil {
+				return fmt.Errorf("%s of %s: %w", n.Kind, n.Group, err)
+			}
+			e, err := t.enqueue(n)
+			if err != nil {
+				return fmt.Errorf("%s of %s: %w", n.Kind, n.Group, err)
+			}
+			all = append(all, e)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("enqueue %d jobs: %w", len(jobs), err)
+	}
+	return all, nil
+}
+
+func (t *tx) enqueue(n NewJob) (Enqueued, error) {
+	if !n.ScheduledAt.IsZero() {
+		if _, err := t.exec(`UPDATE groups SET last_tick = ?1 WHERE name = ?2 AND (last_tick IS NULL OR last_tick < ?1)`,
+			millis(n.ScheduledAt), n.Group); err != nil {
+			return Enqueued{}, err
+		}
+	}
+	key := n.UniqueKey
+	if key == "" {
+		key = t.ids.newID(t.now)
+	} else {
+		var id sql.NullString
+		err := t.row(`SELECT job_id FROM triggers WHERE grp = ? AND unique_key = ?`, []any{n.Group, key}, &id)
+		if err == nil {
+			return Enqueued{JobID: id.String, Joined: true}, nil
+		} else if !errors.Is(err, ErrNotFound) {
+			return Enqueued{}, err
+		}
+	}
+
+	var e Enqueued
+	if n.Kind == kindRotate {
+		err := t.row(`SELECT id FROM jobs WHERE grp = ? AND kind = 'rotate' AND state IN ('available', 'running', 'retryable')`,
+			[]any{n.Group}, &e.JobID)
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return Enqueued{}, err
+		}
+		e.Joined = err == nil
+	}
+	var err error
+	if e.Joined {
+		if n.Urgent {
+			err = t.hurry(e.JobID)
+		}
+	} else {
+		e.JobID, err = t.insertJob(n)
+	}
+	if err != nil {
+		return Enqueued{}, err
+	}
+	if _, err := t.exec(`INSERT INTO triggers (grp, unique_key, job_id, cause, at) VALUES (?, ?, ?, ?, ?)`,
+		n.Group, key, e.JobID, n.Trigger, millis(t.now)); err != nil {
+		return Enqueued{}, err
+	}
+	return e, t.insertAudit(n.Group, e.JobID, n.Audit)
+}
+
+// hurry makes an open job urgent and due, unless it waits for a person.
+func (t *tx) hurry(id string) error {
+	_, err := t.exec(`UPDATE jobs SET urgent = 1, due_at = CASE WHEN due_at > ?1 THEN ?1 ELSE due_at END,
+		next_attempt = CASE WHEN waiting_for = '' AND next_attempt > ?1 THEN ?1 ELSE next_attempt END
+		WHERE id = ?2`, millis(t.now), id)
+	return err
+}
+
+func (t *tx) insertJob(n NewJob) (id string, err error) {
+	id = t.ids.newID(t.now)
+	due := n.DueAt
+	if due.IsZero() {
+		due = t.now
+	}
+	_, err = t.exec(`INSERT INTO jobs (id, kind, grp, hsm, generation, state, cause, definition, request, urgent, created_at, scheduled_at, due_at)
+		VALUES (?, ?, ?, ?, ?, 'available', ?, ?, ?, ?, ?, ?, ?)`,
+		id, n.Kind, n.Group, n.HSM, n.Generation, n.Trigger, text(n.Definition), text(n.Request), n.Urgent,
+		millis(t.now), millis(n.ScheduledAt), millis(due))
+	if err != nil {
+		return "", err
+	}
+	steps := make([]Step, len(n.Steps))
+	for i, name := range n.Steps {
+		steps[i] = Step{Name: name, State: "pending"}
+	}
+	return id, t.putSteps(id, steps)
+}
+
+// putSteps writes steps by name; new ones go to the end.
+func (t *tx) putSteps(jobID string, steps []Step) error {
+	for _, st := range steps {
+		_, err := t.exec(`INSERT INTO steps (job_id, name, position, state, started_at, finished_at, message, data)
+			VALUES (?1, ?2, (SELECT count(*) FROM steps WHERE job_id = ?1), ?3, ?4, ?5, ?6, ?7)
+			ON CONFLICT (job_id, name) DO UPDATE SET state = excluded.state, started_at = excluded.started_at,
+				finished_at = excluded.finished_at, message = excluded.message, data = excluded.data`,
+			jobID, st.Name, st.State, millis(st.StartedAt), millis(st.FinishedAt), st.Message, text(st.Data))
+		if err != nil {
+			return fmt.Errorf("step %s: %w", st.Name, err)
+		}
+	}
+	return nil
+}
+
+// MarkSeen records a unique key of the group that makes no job, now or later.
+func (s *Store) MarkSeen(ctx context.Context, group, uniqueKey string) error {
+	err := s.write(ctx, func(t *tx) error {
+		if err := t.ensureGroup(group); err != nil {
+			return err
+		}
+		_, err := t.exec(`INSERT INTO triggers (grp, unique_key, cause, at) VALUES (?, ?, '', ?) ON CONFLICT DO NOTHING`,
+			group, uniqueKey, millis(t.now))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("mark %s of %s as seen: %w", uniqueKey, group, err)
+	}
+	return nil
+}
+
+// Seen reports whether the unique key of the group has asked for a job already,
+// or was marked.
+func (s *Store) Seen(ctx context.Context, group, uniqueKey string) (bool, error) {
+	var n int
+	err := s.r.QueryRowContext(ctx, `SELECT count(*) FROM triggers WHERE grp = ? AND unique_key = ?`, group, uniqueKey).Scan(&n)
+	if err != nil {
+		return false, fmt.Errorf("look for %s of %s: %w", uniqueKey, group, err)
+	}
+	return n > 0, nil
+}
+
+// A Change is what one transaction writes: all of it or nothing.
+type Change struct {
+	JobID       string // the running job that this belongs to; "": none
+	Generation  int    // the job's generation from now on; 0: unchanged
+	Steps       []Step // replaced by name; new ones go to the end
+	Generations []Generation
+	Events      []Event
+	Audit       []AuditEntry
+	Jobs        []NewJob
+}
+
+// Advance records a step of a running job, or, without a job, what
+// reconciliation found. It returns ErrNotRunning when the job is not running.
+// Groups that it names must be known.
+func (s *Store) Advance(ctx context.Context, c Change) error {
+	if err := s.write(ctx, func(t *tx) error { return t.apply(c) }); err != nil {
+		return fmt.Errorf("record progress of job %q: %w", c.JobID, err)
+	}
+	return nil
+}
+
+func (t *tx) apply(c Change) error {
+	if c.JobID != "" {
+		err := t.guard(t.exec(`UPDATE jobs SET generation = CASE WHEN ?1 = 0 THEN generation ELSE ?1 END WHERE id = ?2 AND state = 'running'`,
+			c.Generation, c.JobID))
+		if err != nil {
+			return err
+		}
+		if err := t.putSteps(c.JobID, c.Steps); err != nil {
+			return err
+		}
+	} else if len(c.Steps) > 0 {
+		return fmt.Errorf("steps without a job")
+	}
+	if err := t.putGenerations(c.Generations); err != nil {
+		return err
+	}
+	for _, e := range c.Events {
+		if err := t.insertEvent(e); err != nil {
+			return err
+		}
+	}
+	if err := t.insertAudit("", c.JobID, c.Audit); err != nil {
+		return err
+	}
+	for _, n := range c.Jobs {
+		if _, err := t.enqueue(n); err != nil {
+			return fmt.Errorf("enqueue %s of %s: %w", n.Kind, n.Group, err)
+		}
+	}
+	return nil
+}
+
+// guard turns an update that met no row into ErrNotRunning.
+func (t *tx) guard(n int, err error) error {
+	if err == nil && n == 0 {
+		return ErrNotRunning
+	}
+	return err
+}
+
+// applyTo is apply for a Change that belongs to the given job.
+func (t *tx) applyTo(jobID string, c Change) error {
+	c.JobID = jobID
+	return t.apply(c)
+}
+
+// Finish ends a running job in the given state, Completed, Cancelled or
+// Discarded, and records c with it; c.JobID need not be set.
+func (s *Store) Finish(ctx context.Context, jobID, state, errText string, c Change) error {
+	err := s.write(ctx, func(t *tx) error {
+		if err := t.applyTo(jobID, c); err != nil {
+			return err
+		}
+		return t.guard(t.exec(`UPDATE jobs SET state = ?, error = ?, finished_at = ? WHERE id = ? AND state = 'running'`,
+			state, errText, millis(t.now), jobID))
+	})
+	if err != nil {
+		return fmt.Errorf("finish job %s as %s: %w", jobID, state, err)
+	}
+	return nil
+}
+
+// Retry says how a job that failed goes on.
+type Retry struct {
+	NextAttempt     time.Time // zero: only when woken; then WaitingFor must be set
+	WaitingFor      string    // what a person must mend; "": time alone
+	Error           string
+	FailureReported time.Time // when an event told of it; zero: unchanged
+}
+
+// Retry makes a running job retryable and records c with it; c.JobID need not
+// be set.
+func (s *Store) Retry(ctx context.Context, jobID string, r Retry, c Change) error {
+	err := s.write(ctx, func(t *tx) error {
+		if err := t.applyTo(jobID, c); err != nil {
+			return err
+		}
+		return t.guard(t.exec(`UPDATE jobs SET state = 'retryable', next_attempt = ?, waiting_for = ?, error = ?,
+			first_failed = coalesce(first_failed, ?), failure_reported = coalesce(?, failure_reported)
+			WHERE id = ? AND state = 'running'`,
+			millis(r.NextAttempt), r.WaitingFor, r.Error, millis(t.now), millis(r.FailureReported), jobID))
+	})
+	if err != nil {
+		return fmt.Errorf("put job %s off: %w", jobID, err)
+	}
+	return nil
+}
+
+// Release gives a running job back that was interrupted by a shutdown or
+// parked with its HSM: it is available at once, and the attempt does not count.
+func (s *Store) Release(ctx context.Context, jobID string) error {
+	err := s.write(ctx, func(t *tx) error {
+		return t.guard(t.exec(`UPDATE jobs SET state = 'available', attempt = attempt - 1 WHERE id = ? AND state = 'running'`, jobID))
+	})
+	if err != nil {
+		return fmt.Errorf("release job %s: %w", jobID, err)
+	}
+	return nil
+}
+
+// Rescue makes the jobs available that a process which is no more left running,
+// and returns how many. It is called once at start, before the first Claim. The
+// attempt that died counts.
+func (s *Store) Rescue(ctx context.Context) (n int, err error) {
+	err = s.write(ctx, func(t *tx) error {
+		n, err = t.exec(`UPDATE jobs SET state = 'available' WHERE state = 'running'`)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("rescue jobs: %w", err)
+	}
+	return n, nil
+}
+
+// A WakeFilter chooses retryable jobs: those that are in each list which is not
+// empty. The zero value chooses all.
+type WakeFilter struct {
+	JobIDs     []string
+	Groups     []string
+	HSMs       []string
+	WaitingFor []string
+}
+
+// Wake makes retryable jobs due now, and returns how many. The audit entry is
+// written for each of them.
+func (s *Store) Wake(ctx context.Context, f WakeFilter, audit ...AuditEntry) (n int, err error) {
+	where, args := "state = 'retryable'", []any{}
+	for _, in := range []struct {
+		column string
+		values []string
+	}{{"id", f.JobIDs}, {"grp", f.Groups}, {"hsm", f.HSMs}, {"waiting_for", f.WaitingFor}} {
+		if len(in.values) > 0 {
+			where += " AND " + in.column + " IN (SELECT value FROM json_each(?))"
+			args = append(args, jsonText(in.values))
+		}
+	}
+	err = s.write(ctx, func(t *tx) error {
+		rows, err := t.query(`UPDATE jobs SET next_attempt = ? WHERE `+where+` RETURNING id, grp`, append([]any{millis(t.now)}, args...)...)
+		woken, err := collect(rows, err, scanJobRef)
+		if err != nil {
+			return err
+		}
+		n = len(woken)
+		return t.auditEach(woken, audit)
+	})
+	if err != nil {
+		return 0, fmt.Errorf("wake jobs: %w", err)
+	}
+	return n, nil
+}
+
+// A jobRef names a job and its group.
+type jobRef struct{ id, group string }
+
+func scanJobRef(row scanner) (r jobRef, err error) {
+	err = row.Scan(&r.id, &r.group)
+	return r, err
+}
+
+// auditEach writes the entries for each of the jobs.
+func (t *tx) auditEach(jobs []jobRef, entries []AuditEntry) error {
+	for _, j := range jobs {
+		if err := t.insertAudit(j.group, j.id, entries); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// notActivated is true of a job whose alias cannot have moved.
+const notActivated = `NOT EXISTS (SELECT 1 FROM steps WHERE steps.job_id = jobs.id AND steps.name = 'activate' AND steps.state <> 'pending')`
+
+// Resnapshot gives a new definition to the group's jobs that wait for a person
+// or have not been started, and returns how many. A running job keeps the one
+// that it has, and so does one that may have moved the alias. Each change
+// leaves an audit row.
+func (s *Store) Resnapshot(ctx context.Context, group string, definition []byte, hsm string) (n int, err error) {
+	err = s.write(ctx, func(t *tx) error {
+		rows, err := t.query(`UPDATE jobs SET definition = ?1, hsm = ?2
+			WHERE grp = ?3 AND (state = 'retryable' AND waiting_for <> '' OR state = 'available' AND started_at IS NULL)
+			AND (definition IS DISTINCT FROM ?1 OR hsm <> ?2) AND `+notActivated+` RETURNING id, grp`,
+			text(definition), hsm, group)
+		changed, err := collect(rows, err, scanJobRef)
+		if err != nil {
+			return err
+		}
+		n = len(changed)
+		return t.auditEach(changed, []AuditEntry{{Actor: "byokd", Action: "renew definition", Detail: "the group's definition has changed while the job was waiting"}})
+	})
+	if err != nil {
+		return 0, fmt.Errorf("renew the definition in the jobs of %s: %w", group, err)
+	}
+	return n, nil
+}
+
+// Cancel ends a job that is waiting. It returns ErrNotFound, ErrRunning,
+// ErrFinished, or ErrActivated when the job may have moved the alias.
+func (s *Store) Cancel(ctx context.Context, jobID string, audit ...AuditEntry) error {
+	err := s.write(ctx, func(t *tx) error {
+		job, err := loadJob(t.query, jobID)
+		switch {
+		case err != nil:
+			return err
+		case job.State == Running:
+			return ErrRunning
+		case !job.Open():
+			return ErrFinished
+		}
+		n, err := t.exec(`UPDATE jobs SET state = 'cancelled', waiting_for = '', next_attempt = NULL, finished_at = ? WHERE id = ? AND `+notActivated,
+			millis(t.now), jobID)
+		if err == nil && n == 0 {
+			err = ErrActivated
+		}
+		if err != nil {
+			return err
+		}
+		return t.insertAudit(job.Group, jobID, audit)
+	})
+	if err != nil {
+		return fmt.Errorf("cancel job %s: %w", jobID, err)
+	}
+	return nil
+}
+
+// CancelRetire cancels the generation's retire jobs that are waiting, forgets
+// what asked for them, so that they can be asked for again, and returns how
+// many there were.
+func (s *Store) CancelRetire(ctx context.Context, group string, generation int, audit ...AuditEntry) (n int, err error) {
+	err = s.write(ctx, func(t *tx) error {
+		cancelled, err := t.cancelAll(`kind = 'retire' AND grp = ? AND generation = ?`, group, generation)
+		if err != nil {
+			return err
+		}
+		n = len(cancelled)
+		return t.auditEach(cancelled, audit)
+	})
+	if err != nil {
+		return 0, fmt.Errorf("cancel retirement of generation %d of %s: %w", generation, group, err)
+	}
+	return n, nil
+}
+
+// cancelAll cancels the waiting jobs that the condition is true of, and forgets
+// their triggers.
+func (t *tx) cancelAll(where string, args ...any) ([]jobRef, error) {
+	rows, err := t.query(`UPDATE jobs SET state = 'cancelled', waiting_for = '', next_attempt = NULL, finished_at = ?
+		WHERE state IN ('available', 'retryable') AND `+where+` RETURNING id, grp`, append([]any{millis(t.now)}, args...)...)
+	cancelled, err := collect(rows, err, scanJobRef)
+	if err != nil {
+		return nil, err
+	}
+	for _, j := range cancelled {
+		if _, err := t.exec(`DELETE FROM triggers WHERE job_id = ?`, j.id); err != nil {
+			return nil, err
+		}
+	}
+	return cancelled, nil
+}
+
+// Job returns a job with its steps, or ErrNotFound.
+func (s *Store) Job(ctx context.Context, id string) (job Job, err error) {
+	err = s.read(ctx, func(q querier) error {
+		job, err = loadJob(q, id)
+		return err
+	})
+	if err != nil {
+		return Job{}, fmt.Errorf("read job %s: %w", id, err)
+	}
+	return job, nil
+}
+
+// A JobFilter chooses jobs; empty fields choose all.
+type JobFilter struct {
+	Group string
+	State string
+	Limit int // 0: none
+}
+
+// Jobs returns jobs without their steps, newest first.
+func (s *Store) Jobs(ctx context.Context, f JobFilter) ([]Job, error) {
+	query, args := `SELECT `+jobColumns+` FROM jobs WHERE true`, []any{}
+	if f.Group != "" {
+		query, args = query+" AND grp = ?", append(args, f.Group)
+	}
+	if f.State != "" {
+		query, args = query+" AND state = ?", append(args, f.State)
+	}
+	rows, err := s.r.QueryContext(ctx, query+` ORDER BY id DESC LIMIT ?`, append(args, limit(f.Limit))...)
+	jobs, err := collect(rows, err, scanJob)
+	if err != nil {
+		return nil, fmt.Errorf("list jobs: %w", err)
+	}
+	return jobs, nil
+}
+
+// OpenJobs returns the jobs that have not ended, without their steps, oldest
+// first.
+func (s *Store) OpenJobs(ctx context.Context) ([]Job, error) {
+	rows, err := s.r.QueryContext(ctx, `SELECT `+jobColumns+` FROM jobs WHERE state IN ('available', 'running', 'retryable') ORDER BY id`)
+	jobs, err := collect(rows, err, scanJob)
+	if err != nil {
+		return nil, fmt.Errorf("list open jobs: %w", err)
+	}
+	return jobs, nil
+}
+
+// A JobCount says how many jobs of a group there are of a kind and state.
+type JobCount struct {
+	Group string
+	Kind  string
+	State string
+	Count int
+}
+
+// Counts counts the jobs that the store holds; finished ones go with Prune.
+func (s *Store) Counts(ctx context.Context) ([]JobCount, error) {
+	rows, err := s.r.QueryContext(ctx, `SELECT grp, kind, state, count(*) FROM jobs GROUP BY grp, kind, state ORDER BY grp, kind, state`)
+	counts, err := collect(rows, err, func(row scanner) (c JobCount, err error) {
+		err = row.Scan(&c.Group, &c.Kind, &c.State, &c.Count)
+		return c, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("count jobs: %w", err)
+	}
+	return counts, nil
+}
+
+const jobColumns = `id, kind, grp, hsm, generation, state, cause, waiting_for, definition, request, urgent,
+	created_at, scheduled_at, due_at, started_at, finished_at, next_attempt, attempt, error, first_failed, failure_reported`
+
+func scanJob(row scanner) (j Job, err error) {
+	err = row.Scan(&j.ID, &j.Kind, &j.Group, &j.HSM, &j.Generation, &j.State, &j.Trigger, &j.WaitingFor,
+		&j.Definition, &j.Request, &j.Urgent, scanTime(&j.CreatedAt), scanTime(&j.ScheduledAt), scanTime(&j.DueAt),
+		scanTime(&j.StartedAt), scanTime(&j.FinishedAt), scanTime(&j.NextAttempt), &j.Attempt, &j.Error,
+		scanTime(&j.FirstFailed), scanTime(&j.FailureReported))
+	return j, err
+}
+
+// loadJob reads a job with its steps.
+func loadJob(q querier, id string) (Job, error) {
+	rows, err := q(`SELECT `+jobColumns+` FROM jobs WHERE id = ?`, id)
+	jobs, err := collect(rows, err, scanJob)
+	if err != nil {
+		return Job{}, err
+	}
+	if len(jobs) == 0 {
+		return Job{}, ErrNotFound
+	}
+	jobs[0].Steps, err = loadSteps(q, id)
+	return jobs[0], err
+}
+
+func loadSteps(q querier, jobID string) ([]Step, error) {
+	rows, err := q(`SELECT name, state, started_at, finished_at, message, data FROM steps WHERE job_id = ? ORDER BY position`, jobID)
+	return collect(rows, err, func(row scanner) (st Step, err error) {
+		err = row.Scan(&st.Name, &st.State, scanTime(&st.StartedAt), scanTime(&st.FinishedAt), &st.Message, &st.Data)
+		return st, err
+	})
+}
+
+// An idSource makes UUIDv7s that ascend within the process, also within one
+// millisecond and when the clock steps back: a counter takes the place of
+// rand_a (RFC 9562, section 6.2, method 1).
+type idSource struct {
+	mu      sync.Mutex
+	ms      uint64
+	counter uint64
+}
+
+func (s *idSource) newID(now time.Time) string {
+	s.mu.Lock()
+	if ms := uint64(now.UnixMilli()); ms > s.ms {
+		s.ms, s.counter = ms, 0
+	} else if s.counter++; s.counter == 1<<12 {
+		s.ms, s.counter = s.ms+1, 0
+	}
+	ms, counter := s.ms, s.counter
+	s.mu.Unlock()
+
+	var b [16]byte
+	rand.Read(b[8:])
+	b[0], b[1], b[2], b[3], b[4], b[5] = byte(ms>>40), byte(ms>>32), byte(ms>>24), byte(ms>>16), byte(ms>>8), byte(ms)
+	b[6] = 0x70 | byte(counter>>8)
+	b[7] = byte(counter)
+	b[8] = b[8]&0x3f | 0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[0:4], b[4:6], b[6:8], b[8:10], b[10:16])
+}

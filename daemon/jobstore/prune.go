@@ -1,0 +1,70 @@
+package jobstore
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// pruneChunk is how many rows of a table one transaction of Prune removes.
+const pruneChunk = 500
+
+// keepLogins is how many logins to each token are kept whatever their age:
+// more than LoginAllowed looks at.
+const keepLogins = 20
+
+// Prune removes what ended before the given time, and returns how many rows of
+// jobs, events and logins that were: finished jobs with their steps and
+// triggers, sent events, and all but the latest logins. Triggers of force
+// values, generations and the audit trail stay for ever. It works in short
+// transactions, so that others can write in between.
+func (s *Store) Prune(ctx context.Context, before time.Time) (n int, err error) {
+	for _, prune := range []func(*tx, time.Time) (int, error){(*tx).pruneJobs, (*tx).pruneEvents, (*tx).pruneLogins, (*tx).pruneTriggers} {
+		for chunk := pruneChunk; chunk >= pruneChunk; n += chunk {
+			if err := ctx.Err(); err != nil {
+				return n, fmt.Errorf("prune: %w", err)
+			}
+			err := s.write(ctx, func(t *tx) (err error) {
+				chunk, err = prune(t, before)
+				return err
+			})
+			if err != nil {
+				return n, fmt.Errorf("prune: %w", err)
+			}
+		}
+	}
+	return n, nil
+}
+
+func (t *tx) pruneJobs(before time.Time) (int, error) {
+	rows, err := t.query(`SELECT id FROM jobs WHERE finished_at < ? ORDER BY finished_at LIMIT ?`, millis(before), pruneChunk)
+	ids, err := collect(rows, err, scanString)
+	if err != nil {
+		return 0, err
+	}
+	for _, id := range ids {
+		if _, err := t.exec(`DELETE FROM triggers WHERE job_id = ? AND substr(unique_key, 1, 6) <> 'force:'`, id); err != nil {
+			return 0, err
+		}
+		if _, err := t.exec(`DELETE FROM jobs WHERE id = ?`, id); err != nil {
+			return 0, err
+		}
+	}
+	return len(ids), nil
+}
+
+func (t *tx) pruneEvents(before time.Time) (int, error) {
+	return t.exec(`DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE sent_at < ? LIMIT ?)`, millis(before), pruneChunk)
+}
+
+func (t *tx) pruneLogins(before time.Time) (int, error) {
+	return t.exec(`DELETE FROM pin_attempts WHERE id IN (SELECT p.id FROM pin_attempts p WHERE p.at < ?1
+		AND (SELECT count(*) FROM (SELECT 1 FROM pin_attempts q WHERE q.hsm = p.hsm AND q.id > p.id LIMIT ?2)) = ?2 LIMIT ?3)`,
+		millis(before), keepLogins, pruneChunk)
+}
+
+// pruneTriggers removes what was marked as seen without a job.
+func (t *tx) pruneTriggers(before time.Time) (int, error) {
+	return t.exec(`DELETE FROM triggers WHERE (grp, unique_key) IN (SELECT grp, unique_key FROM triggers
+		WHERE job_id IS NULL AND at < ? AND substr(unique_key, 1, 6) <> 'force:' LIMIT ?)`, millis(before), pruneChunk)
+}

@@ -1,0 +1,571 @@
+// Package jobstore is byokd's durable memory: groups, generations, jobs with
+// their steps, the event outbox, the audit trail and the record of logins, in
+// one SQLite database.
+//
+// Every method is one transaction: when it returns nil its effect is on disk,
+// and when it returns an error nothing of it is. State changes are guarded, so
+// that a worker which has lost its job cannot write. A transaction is never
+// held over a call to the outside, and one that has begun is not interrupted by
+// its context: a context only limits the wait for the writer.
+//
+// A Store is safe for concurrent use. One process at a time has it open for
+// writing; the lock goes with the process.
+package jobstore
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	_ "modernc.org/sqlite" // the driver
+)
+
+//go:embed migrations/*.sql
+var embedded embed.FS
+
+// applicationID marks the file as byokd's: "byok" in ASCII. See
+// https://www.sqlite.org/pragma.html#pragma_application_id.
+const applicationID = 0x62796f6b
+
+// readers is how many reads go on at once beside the writer.
+const readers = 4
+
+// Options change how Open works.
+type Options struct {
+	// ReadOnly opens the store without its lock, beside a running byokd; every
+	// method that writes then returns ErrReadOnly.
+	ReadOnly bool
+
+	// Now is the clock of what the store dates itself; nil: time.Now.
+	Now func() time.Time
+}
+
+// A Store is an open database.
+type Store struct {
+	path string
+	now  func() time.Time
+	lock *os.File // the directory, flock(2)ed; nil: read-only
+	w    *sql.DB  // one connection; nil: read-only
+	r    *sql.DB  // cannot write
+	ids  idSource
+}
+
+// Create makes the database, with mode 0600 and an up-to-date schema, and
+// nothing else: its directory must be there. As root it gives the file to the
+// directory's owner. The database appears whole or not at all. Where there is
+// one already, or anything else of that name, Create changes nothing and
+// returns ErrExists.
+func Create(path string) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("create %s: %w", path, err)
+		}
+	}()
+	if path, err = filepath.Abs(path); err != nil {
+		return err
+	}
+	if _, err := os.Lstat(path); err == nil {
+		return ErrExists
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	dir, err := lockDir(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+
+	// A half-made one of an earlier try is nobody's: we have the lock.
+	tmp := path + ".new"
+	removeTemp := func() {
+		for _, suffix := range []string{"", "-wal", "-shm", "-journal"} {
+			os.Remove(tmp + suffix)
+		}
+	}
+	removeTemp()
+	defer removeTemp()
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := initialize(tmp); err != nil {
+		return err
+	}
+	if os.Geteuid() == 0 {
+		info, err := dir.Stat()
+		if err != nil {
+			return err
+		}
+		owner := info.Sys().(*syscall.Stat_t)
+		if err := f.Chown(int(owner.Uid), int(owner.Gid)); err != nil {
+			return err
+		}
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	// Unlike a rename, a link never replaces what has come meanwhile.
+	if err := os.Link(tmp, path); errors.Is(err, fs.ErrExist) {
+		return ErrExists
+	} else if err != nil {
+		return err
+	}
+	return dir.Sync()
+}
+
+// initialize writes the schema into the empty file at path.
+func initialize(path string) error {
+	ctx := context.Background()
+	db, err := openWriter(path)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	migrations, err := readMigrations(embedded)
+	if err != nil {
+		return err
+	}
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	if _, err := tx.ExecContext(ctx, fmt.Sprintf("PRAGMA application_id = %d", applicationID)); err != nil {
+		return err
+	}
+	if err := migrate(ctx, tx, migrations, 0); err != nil {
+		return err
+	}
+	if err := tx.Commit(); err != nil {
+		return err
+	}
+	return db.Close()
+}
+
+// Open opens the database at path, brings its schema up to date, and takes the
+// lock on its directory that keeps other processes out until Close or the end
+// of this process.
+//
+// Its errors wrap ErrNotExist, ErrInUse, ErrNewer or ErrDamaged where one of
+// them is the reason. Every start runs SQLite's quick_check over the whole
+// file, about a second for each 500 MB: damage is found before a key is made
+// on the strength of it, not after.
+func Open(ctx context.Context, path string, o Options) (*Store, error) {
+	return open(ctx, path, o, embedded, true)
+}
+
+func open(ctx context.Context, path string, o Options, migrations fs.FS, lock bool) (_ *Store, err error) {
+	s := &Store{path: path, now: o.Now}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	defer func() {
+		if err != nil {
+			s.closeAll()
+			if IsDamaged(err) && !errors.Is(err, ErrDamaged) {
+				err = fmt.Errorf("%w (%w)", ErrDamaged, err)
+			}
+			err = fmt.Errorf("open %s: %w", path, err)
+		}
+	}()
+	if path, err = filepath.Abs(path); err != nil {
+		return nil, err
+	}
+	scripts, err := readMigrations(migrations)
+	if err != nil {
+		return nil, err
+	}
+	switch info, err := os.Stat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, ErrNotExist
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%w: not a regular file", ErrDamaged)
+	}
+	if !o.ReadOnly && lock {
+		if s.lock, err = lockDir(filepath.Dir(path)); err != nil {
+			return nil, err
+		}
+	}
+
+	// Look before anything that writes: a file that is not ours stays as it is.
+	version, err := inspect(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case version > len(scripts):
+		return nil, fmt.Errorf("%w (schema %d, this byokd knows %d)", ErrNewer, version, len(scripts))
+	case version < len(scripts) && o.ReadOnly:
+		return nil, fmt.Errorf("the database has schema %d of an older byokd: start byokd once to bring it to %d", version, len(scripts))
+	}
+	if o.ReadOnly {
+		s.r, err = openHandle(path, "ro", "deferred", readers, "busy_timeout(5000)", "foreign_keys(1)", "query_only(1)")
+		return s, err
+	}
+	if s.w, err = openWriter(path); err != nil {
+		return nil, err
+	}
+	if err := s.prepare(ctx, scripts); err != nil {
+		return nil, err
+	}
+	s.r, err = openHandle(path, "rw", "deferred", readers, "busy_timeout(5000)", "synchronous(full)", "foreign_keys(1)", "query_only(1)")
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// prepare sees that the writer is as durable as it was asked to be, and
+// migrates.
+func (s *Store) prepare(ctx context.Context, scripts []string) error {
+	var journal string
+	if err := s.w.QueryRowContext(ctx, "PRAGMA journal_mode").Scan(&journal); err != nil {
+		return err
+	}
+	if journal != "wal" {
+		return fmt.Errorf("journal mode is %s, not wal: is %s on a local file system?", journal, filepath.Dir(s.path))
+	}
+	tx, err := s.w.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	var version int
+	if err := tx.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
+		return err
+	}
+	if err := migrate(ctx, tx, scripts, version); err != nil {
+		return err
+	}
+	return tx.Commit()
+}
+
+// inspect checks, without writing, that the file is a whole database of byokd,
+// and returns its schema's version.
+func inspect(ctx context.Context, path string) (version int, err error) {
+	db, err := openHandle(path, "ro", "deferred", 1, "busy_timeout(5000)")
+	if err != nil {
+		return 0, err
+	}
+	defer db.Close()
+	var id int
+	if err := db.QueryRowContext(ctx, "PRAGMA application_id").Scan(&id); err != nil {
+		return 0, err
+	}
+	if err := db.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
+		return 0, err
+	}
+	if id != applicationID || version < 1 {
+		return 0, fmt.Errorf("%w: not a database that byokctl init made", ErrDamaged)
+	}
+	var result string
+	if err := db.QueryRowContext(ctx, "PRAGMA quick_check(1)").Scan(&result); err != nil {
+		return 0, err
+	}
+	if result != "ok" {
+		return 0, fmt.Errorf("%w: %s", ErrDamaged, result)
+	}
+	return version, nil
+}
+
+// openWriter opens the one connection that writes.
+func openWriter(path string) (*sql.DB, error) {
+	return openHandle(path, "rw", "immediate", 1, "busy_timeout(5000)", "journal_mode(wal)", "synchronous(full)", "foreign_keys(1)")
+}
+
+// openHandle opens a pool of at most conns connections. The pragmas stand in
+// the DSN, since one that is run through the pool reaches one connection only.
+func openHandle(path, mode, lock string, conns int, pragmas ...string) (*sql.DB, error) {
+	u := url.URL{Scheme: "file", Path: path, RawQuery: "mode=" + mode + "&_txlock=" + lock + "&_time_format=sqlite"}
+	for _, p := range pragmas {
+		u.RawQuery += "&_pragma=" + p
+	}
+	db, err := sql.Open("sqlite", u.String())
+	if err != nil {
+		return nil, err
+	}
+	db.SetMaxOpenConns(conns)
+	db.SetMaxIdleConns(conns)
+	return db, nil
+}
+
+// readMigrations returns the scripts 0001_NAME.sql, 0002_NAME.sql, … in order.
+func readMigrations(fsys fs.FS) ([]string, error) {
+	names, err := fs.Glob(fsys, "migrations/*.sql")
+	if err != nil {
+		return nil, err
+	}
+	var scripts []string
+	for i, name := range names { // Glob sorts
+		if prefix := fmt.Sprintf("migrations/%04d_", i+1); !strings.HasPrefix(name, prefix) {
+			return nil, fmt.Errorf("migration %s: want %s….sql", name, prefix)
+		}
+		b, err := fs.ReadFile(fsys, name)
+		if err != nil {
+			return nil, err
+		}
+		scripts = append(scripts, string(b))
+	}
+	return scripts, nil
+}
+
+// migrate runs the scripts that come after version.
+func migrate(ctx context.Context, tx *sql.Tx, scripts []string, version int) error {
+	for i := version; i < len(scripts); i++ {
+		if _, err := tx.ExecContext(ctx, scripts[i]); err != nil {
+			return fmt.Errorf("migrate to schema %d: %w", i+1, err)
+		}
+		if _, err := tx.ExecContext(ctx, fmt.Sprintf("PRAGMA user_version = %d", i+1)); err != nil {
+			return fmt.Errorf("migrate to schema %d: %w", i+1, err)
+		}
+	}
+	return nil
+}
+
+// lockDir takes flock(2) on the directory. A lock on the directory needs no
+// file of its own, holds for whatever file lies in it, and dies with the process.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err != syscall.EINTR {
+			break
+		}
+	}
+	switch {
+	case err == syscall.EWOULDBLOCK:
+		f.Close()
+		return nil, fmt.Errorf("%s is %w", dir, ErrInUse)
+	case err != nil:
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	return f, nil
+}
+
+// Close writes everything back into the one database file, so that a copy of
+// it is a whole backup, and gives up the lock.
+func (s *Store) Close() error {
+	if err := s.closeAll(); err != nil {
+		return fmt.Errorf("close %s: %w", s.path, err)
+	}
+	return nil
+}
+
+func (s *Store) closeAll() error {
+	var errs []error
+	if s.r != nil {
+		errs = append(errs, s.r.Close())
+	}
+	if s.w != nil {
+		if s.r != nil { // it was opened all the way
+			_, err := s.w.Exec("PRAGMA wal_checkpoint(TRUNCATE)")
+			errs = append(errs, err)
+		}
+		errs = append(errs, s.w.Close())
+	}
+	if s.lock != nil { // last: nobody may come in before all is written
+		errs = append(errs, s.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// A tx is one transaction of the writer, with one time for all that it dates.
+type tx struct {
+	ctx   context.Context
+	tx    *sql.Tx
+	now   time.Time
+	ids   *idSource
+	stmts map[string]*sql.Stmt
+}
+
+// write runs f in a transaction and commits it if f returns nil.
+func (s *Store) write(ctx context.Context, f func(*tx) error) error {
+	if s.w == nil {
+		return ErrReadOnly
+	}
+	conn, err := s.w.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx = context.WithoutCancel(ctx)
+	stx, err := conn.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer stx.Rollback()
+	if err := f(&tx{ctx: ctx, tx: stx, now: s.now(), ids: &s.ids, stmts: make(map[string]*sql.Stmt)}); err != nil {
+		return err
+	}
+	return stx.Commit()
+}
+
+// stmt prepares each query once per transaction, which is what makes one of
+// many rows fast.
+func (t *tx) stmt(query string) (*sql.Stmt, error) {
+	if stmt, ok := t.stmts[query]; ok {
+		return stmt, nil
+	}
+	stmt, err := t.tx.PrepareContext(t.ctx, query)
+	if err == nil {
+		t.stmts[query] = stmt
+	}
+	return stmt, err
+}
+
+// exec runs a statement and returns how many rows it changed.
+func (t *tx) exec(query string, args ...any) (int, error) {
+	stmt, err := t.stmt(query)
+	if err != nil {
+		return 0, err
+	}
+	res, err := stmt.ExecContext(t.ctx, args...)
+	if err != nil {
+		return 0, err
+	}
+	n, err := res.RowsAffected()
+	return int(n), err
+}
+
+// row runs a query for its first row; ErrNotFound when there is none.
+func (t *tx) row(query string, args []any, dest ...any) error {
+	stmt, err := t.stmt(query)
+	if err != nil {
+		return err
+	}
+	return notFound(stmt.QueryRowContext(t.ctx, args...).Scan(dest...))
+}
+
+func (t *tx) query(query string, args ...any) (*sql.Rows, error) {
+	stmt, err := t.stmt(query)
+	if err != nil {
+		return nil, err
+	}
+	return stmt.QueryContext(t.ctx, args...)
+}
+
+// read runs f in a transaction of a reader, which sees one state throughout.
+func (s *Store) read(ctx context.Context, f func(querier) error) error {
+	stx, err := s.r.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer stx.Rollback()
+	return f(func(query string, args ...any) (*sql.Rows, error) { return stx.QueryContext(ctx, query, args...) })
+}
+
+// A querier runs one query of a transaction.
+type querier func(query string, args ...any) (*sql.Rows, error)
+
+// A scanner is a row.
+type scanner interface{ Scan(dest ...any) error }
+
+// collect scans all rows.
+func collect[T any](rows *sql.Rows, err error, scan func(scanner) (T, error)) ([]T, error) {
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var all []T
+	for rows.Next() {
+		v, err := scan(rows)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, v)
+	}
+	return all, rows.Err()
+}
+
+func scanString(row scanner) (s string, err error) {
+	err = row.Scan(&s)
+	return s, err
+}
+
+func notFound(err error) error {
+	if errors.Is(err, sql.ErrNoRows) {
+		return ErrNotFound
+	}
+	return err
+}
+
+// millis is a time on its way into the database: Unix milliseconds, and NULL
+// for the zero time.
+func millis(t time.Time) any {
+	if t.IsZero() {
+		return nil
+	}
+	return t.UnixMilli()
+}
+
+// timeScanner is a time on its way out of the database.
+type timeScanner struct{ t *time.Time }
+
+func scanTime(t *time.Time) timeScanner { return timeScanner{t} }
+
+func (s timeScanner) Scan(v any) error {
+	switch v := v.(type) {
+	case nil:
+		*s.t = time.Time{}
+	case int64:
+		*s.t = time.UnixMilli(v).UTC()
+	default:
+		return fmt.Errorf("time is a %T, not an integer", v)
+	}
+	return nil
+}
+
+// text is JSON on its way into a TEXT column: NULL for nil.
+func text(b []byte) any {
+	if b == nil {
+		return nil
+	}
+	return string(b)
+}
+
+// jsonText is a list or map on its way into a TEXT column; nil is NULL.
+func jsonText[T []string | map[string]string](v T) any {
+	b, err := json.Marshal(v)
+	if err != nil || string(b) == "null" { // strings always marshal
+		return nil
+	}
+	return string(b)
+}
+
+// jsonScanner is a list or map on its way out of a TEXT column.
+type jsonScanner struct{ dest any }
+
+func (s jsonScanner) Scan(v any) error {
+	switch v := v.(type) {
+	case nil:
+		return nil
+	case string:
+		return json.Unmarshal([]byte(v), s.dest)
+	}
+	return fmt.Errorf("JSON is a %T, not text", v)
+}
+
+// limit is a LIMIT clause's value: SQL's "none" for 0.
+func limit(n int) int {
+	if n <= 0 {
+		return 1<<31 - 1
+	}
+	return n
+}
