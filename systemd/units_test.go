@@ -1,0 +1,123 @@
+package systemd_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func readUnit(t *testing.T) string {
+	t.Helper()
+	unit, err := os.ReadFile("byokd.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(unit)
+}
+
+// What users and the daemon rely on.
+func TestUnit(t *testing.T) {
+	sections := map[string][]string{}
+	section := ""
+	for line := range strings.Lines(readUnit(t)) {
+		line = strings.TrimSpace(line)
+		switch {
+		case strings.HasPrefix(line, "["):
+			section = line
+		case line != "" && line[0] != '#':
+			sections[section] = append(sections[section], line)
+		}
+	}
+	want := map[string][]string{
+		"[Unit]": {"StartLimitIntervalSec=0"},
+		"[Service]": {
+			"Type=notify", "ExecStart=/usr/bin/byokd", "ExecReload=/bin/kill -HUP $MAINPID", "User=byokd", "Group=byokd", "UMask=0077",
+			"StateDirectory=byokd", "RuntimeDirectory=byokd", "RuntimeDirectoryMode=0750", "RuntimeDirectoryPreserve=yes",
+			"Restart=always", "RestartSec=5", "RestartPreventExitStatus=78 243", "WatchdogSec=60", "LimitCORE=0",
+			"NoNewPrivileges=yes", "ProtectSystem=strict", "CapabilityBoundingSet=",
+		},
+		"[Install]": {"WantedBy=multi-user.target"},
+	}
+	for section, lines := range want {
+		for _, line := range lines {
+			if !slices.Contains(sections[section], line) {
+				t.Errorf("%s has no line %s", section, line)
+			}
+		}
+	}
+}
+
+// find returns a program's path. A machine without systemd cannot judge units.
+func find(t *testing.T, program string) string {
+	t.Helper()
+	path, err := exec.LookPath(program)
+	if err != nil {
+		t.Skipf("NOT TESTED: %s is not installed, so nobody has checked the files for systemd", program)
+	}
+	return path
+}
+
+func TestUnitVerifies(t *testing.T) {
+	analyze := find(t, "systemd-analyze")
+	// The program is not installed where the tests run.
+	unit := filepath.Join(t.TempDir(), "byokd.service")
+	if err := os.WriteFile(unit, []byte(strings.Replace(readUnit(t), "/usr/bin/byokd", "/bin/true", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	output, err := exec.Command(analyze, "verify", "--man=no", unit).CombinedOutput()
+	if err != nil || len(output) > 0 {
+		t.Errorf("systemd-analyze verify: %v\n%s", err, output)
+	}
+}
+
+// TestUserAndDirectories applies sysusers.d and tmpfiles.d below a directory
+// of its own, as an installation does below /.
+func TestUserAndDirectories(t *testing.T) {
+	sysusers, tmpfiles := find(t, "systemd-sysusers"), find(t, "systemd-tmpfiles")
+	if os.Getuid() != 0 {
+		t.Skip("NOT TESTED: only root can give files to the user that sysusers.d makes")
+	}
+	root := t.TempDir()
+	if err := os.Mkdir(filepath.Join(root, "etc"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	run := func(program string, args ...string) {
+		t.Helper()
+		file, err := filepath.Abs(args[len(args)-1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		args = append([]string{"--root=" + root}, append(args[:len(args)-1], file)...)
+		if output, err := exec.Command(program, args...).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", program, err, output)
+		}
+	}
+	run(sysusers, "sysusers.d/byokd.conf")
+	run(tmpfiles, "--create", "tmpfiles.d/byokd.conf")
+
+	passwd, err := os.ReadFile(filepath.Join(root, "etc/passwd"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := strings.Split(strings.TrimSpace(string(passwd)), ":")
+	if len(fields) != 7 || fields[0] != "byokd" || fields[5] != "/var/lib/byokd" || fields[6] != "/usr/sbin/nologin" {
+		t.Fatalf("passwd: %s", passwd)
+	}
+	owner := fields[2] + ":" + fields[3]
+	want := map[string]string{
+		"etc/byokd":          "755 0:0",
+		"etc/byokd/groups.d": "755 0:0",
+		"var/lib/byokd":      "700 " + owner,
+		"run/byokd":          "750 " + owner,
+		"run/byokd/requests": "770 " + owner,
+	}
+	for path, want := range want {
+		output, err := exec.Command("stat", "-c", "%a %u:%g", filepath.Join(root, path)).CombinedOutput()
+		if got := strings.TrimSpace(string(output)); err != nil || got != want {
+			t.Errorf("%s: %s (%v), want %s", path, got, err, want)
+		}
+	}
+}
