@@ -48,7 +48,7 @@ func TestParseRequestMistakes(t *testing.T) {
 	}{
 		{"\n hunter2 = 1", "line 2, column 2: unknown key: there are generation, key_id, import_material, update_policy and delete_material"},
 		{"[hunter2]\na = 1", "unknown key"},
-		{"hunter2", "line 1, column 1: not TOML"},
+		{"hunter2", "line 1, column 7: not TOML"},
 		{"generation = 'hunter2'", "line 1, column 14: generation: must be a whole number"},
 		{"generation = 1.5 # hunter2", "generation: must be a whole number"},
 		{"generation = -1 # hunter2", "generation: not a generation's number"},

@@ -1,0 +1,53 @@
+# byokd. `make demo` and `make test` are all that a fresh Debian machine with Go
+# needs; `make help` lists the rest.
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+BIN     := bin
+LDFLAGS := -s -w -X main.version=$(VERSION)
+GO      ?= go
+
+# Tools of `make lint`, run at these versions without being installed.
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build byokd, byokctl and awssim into bin/
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/byokd ./cmd/byokctl ./cmd/awssim
+
+.PHONY: setup
+setup: ## install with apt what tests and demo need, where it is missing
+	@.ci/setup
+
+.PHONY: demo
+demo: setup build ## the main job on embedded parts: SoftHSM and awssim on loopback
+	@docs/demo.sh
+
+.PHONY: test
+test: setup ## all tests, on real SoftHSM tokens and over HTTP against awssim
+	$(GO) test -race -timeout 20m ./...
+
+.PHONY: crash
+crash: setup ## kill byokd with SIGKILL at each journalled step of a rotation
+	$(GO) test -race -timeout 30m -count=1 -v -run 'TestKilled' ./cmd/byokd
+
+.PHONY: lint
+lint: ## vet, staticcheck, gofmt, go.mod, known vulnerabilities
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+	@test -z "$$(gofmt -l .)" || { echo "gofmt would change:"; gofmt -l .; exit 1; }
+	$(GO) mod tidy -diff
+	@if out=$$($(GO) run $(GOVULNCHECK) ./... 2>&1); then echo "govulncheck: no known vulnerabilities"; \
+	elif echo "$$out" | grep -q 'fetching vulnerabilities'; then echo "govulncheck: NOT RUN, its database cannot be reached from here"; \
+	else echo "$$out"; exit 1; fi
+
+.PHONY: fuzz
+fuzz: setup ## every fuzz target for FUZZTIME each (default 10s)
+	@.ci/fuzz $(or $(FUZZTIME),10s)
+
+.PHONY: clean
+clean: ## remove what build made
+	rm -rf $(BIN)

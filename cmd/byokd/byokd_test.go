@@ -1,0 +1,506 @@
+package main_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"byokd/cloud/awssim"
+	"byokd/daemon/control"
+	"byokd/hsm"
+	"byokd/hsm/hsmtest"
+)
+
+// The real programs, built once: byokd with the tag faults, so that it can be
+// told to die.
+var programs string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "byokd-test-")
+	if err != nil {
+		panic(err)
+	}
+	programs = dir
+	build := exec.Command("go", "build", "-tags", "faults", "-o", dir+"/", "byokd/cmd/byokd", "byokd/cmd/byokctl", "byokd/cmd/awssim")
+	build.Stderr = os.Stderr
+	if err := build.Run(); err != nil {
+		panic(err)
+	}
+	status := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(status)
+}
+
+const (
+	region  = "eu-central-1"
+	account = "111122223333"
+)
+
+// A machine has an HSM, an AWS to reach, and the real byokd.
+type machine struct {
+	t     *testing.T
+	dir   string
+	token *hsmtest.Token
+	sim   *awssim.Sim
+	url   string
+	log   bytes.Buffer
+	cmd   *exec.Cmd
+	died  chan error
+}
+
+var pairs = sync.OnceValue(func() *awssim.Pairs { return awssim.NewPairs(1) })
+
+// newMachine makes a machine on a token; byokd is not started yet.
+func newMachine(t *testing.T, token *hsmtest.Token) *machine {
+	t.Helper()
+	m := &machine{t: t, dir: t.TempDir(), token: token, sim: awssim.New(awssim.Options{Pairs: pairs()})}
+	server := httptest.NewServer(m.sim)
+	t.Cleanup(server.Close)
+	m.url = server.URL
+	m.prepare()
+	return m
+}
+
+// prepare writes a configuration that reaches AWS at m.url, and the database.
+func (m *machine) prepare() {
+	m.t.Helper()
+	for _, sub := range []string{"groups.d", "state", "run"} {
+		if err := os.Mkdir(filepath.Join(m.dir, sub), 0o700); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+	m.write("hsm.pin", m.token.PIN)
+	m.write("prod.csv", "Access key ID,Secret access key\nAKIATEST,secret\n")
+	m.write("byokd.toml", fmt.Sprintf(`state_dir = "state"
+runtime_dir = "run"
+settle = "50ms"
+[hsm.main]
+module = %q
+token_label = %q
+pin_file = "hsm.pin"
+[credentials.prod]
+access_key_csv = "prod.csv"
+[aws]
+kms_endpoint = %[3]q
+eventbridge_endpoint = %[3]q
+sts_endpoint = %[3]q
+tagging_endpoint = %[3]q
+[aws.quotas]
+get_parameters_for_import = 1000.0
+[log]
+level = "debug"
+`, m.token.Module, m.token.Label, m.url))
+	if out, status := m.byokctl("init"); status != 0 {
+		m.t.Fatalf("byokctl init: %s", out)
+	}
+	m.t.Cleanup(func() {
+		if m.died != nil {
+			m.cmd.Process.Kill()
+			<-m.died
+		}
+		if m.t.Failed() {
+			m.t.Logf("byokd's log:\n%s", m.log.String())
+		}
+	})
+}
+
+func (m *machine) path(name string) string { return filepath.Join(m.dir, name) }
+
+func (m *machine) write(name, content string) {
+	m.t.Helper()
+	tmp := filepath.Join(filepath.Dir(m.path(name)), "."+filepath.Base(name)+".new")
+	if err := errors.Join(os.WriteFile(tmp, []byte(content), 0o600), os.Rename(tmp, m.path(name))); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+func (m *machine) group(name, more string) {
+	m.write("groups.d/"+name+".toml", fmt.Sprintf("[rotation]\nevery = \"90d\"\n[aws]\nregion = %q\nalias = \"alias/%s\"\n%s\n", region, name, more))
+}
+
+// start starts byokd with additions to its environment.
+func (m *machine) start(env ...string) {
+	m.t.Helper()
+	m.cmd = exec.Command(filepath.Join(programs, "byokd"), "--config", m.path("byokd.toml"))
+	m.cmd.Env = append(os.Environ(), append(env, "BYOKD_CREATE_LOOK=500ms")...)
+	m.cmd.Stderr = &m.log
+	if err := m.cmd.Start(); err != nil {
+		m.t.Fatal(err)
+	}
+	m.died = make(chan error, 1)
+	go func(cmd *exec.Cmd, died chan error) { died <- cmd.Wait() }(m.cmd, m.died)
+}
+
+// stop ends byokd with a signal and returns its exit status; -1: by a signal.
+func (m *machine) stop(sig os.Signal) int {
+	m.t.Helper()
+	m.cmd.Process.Signal(sig)
+	<-m.died
+	m.died = nil
+	return m.cmd.ProcessState.ExitCode()
+}
+
+// byokctl runs the real byokctl.
+func (m *machine) byokctl(args ...string) (output string, status int) {
+	m.t.Helper()
+	cmd := exec.Command(filepath.Join(programs, "byokctl"), append([]string{"--config", m.path("byokd.toml")}, args...)...)
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		m.t.Fatal(err)
+	}
+	return string(out), cmd.ProcessState.ExitCode()
+}
+
+// until waits for a condition; the limit is for a test that hangs.
+func (m *machine) until(what string, ok func() bool) {
+	m.t.Helper()
+	for end := time.Now().Add(60 * time.Second); !ok(); {
+		if time.Now().After(end) {
+			m.t.Fatalf("this did not come about: %s", what)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// active is the group's active generation by byokctl; 0: none, or no answer.
+func (m *machine) active(group string) int {
+	var statuses []control.GroupStatus
+	out, status := m.byokctl("status", "--json", group)
+	if status != 0 || json.Unmarshal([]byte(out), &statuses) != nil || len(statuses) != 1 || statuses[0].Active.Generation == nil {
+		return 0
+	}
+	return *statuses[0].Active.Generation
+}
+
+// idle reports whether no job is open and no event waits.
+func (m *machine) idle() bool {
+	client := control.NewClient(m.path("run/control.sock"))
+	defer client.Close()
+	jobs, err := client.Jobs(m.t.Context(), control.JobFilter{})
+	if err != nil {
+		return false
+	}
+	for _, j := range jobs {
+		if !j.Final() {
+			return false
+		}
+	}
+	d, err := client.Daemon(m.t.Context())
+	return err == nil && d.Outbox.Pending == 0
+}
+
+// The whole flow with the real byokd, byokctl and awssim.
+func TestPrograms(t *testing.T) {
+	token := hsmtest.NewSoftHSM(t)
+	sim := exec.Command(filepath.Join(programs, "awssim"), "--listen", "127.0.0.1:0", "--wrapping-pairs", "1")
+	out, err := sim.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sim.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { sim.Process.Signal(syscall.SIGTERM); sim.Wait() })
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &machine{t: t, dir: t.TempDir(), token: token, url: strings.TrimSpace(line[strings.Index(line, "http://"):])}
+	m.prepare()
+
+	if out, status := m.byokctl("status"); status != 3 || !strings.Contains(out, "byokd") {
+		t.Errorf("byokctl status without a daemon: status %d, %s", status, out)
+	}
+	if out, status := m.byokctl("init"); status != 0 {
+		t.Errorf("a second byokctl init: status %d, %s", status, out)
+	}
+	m.start()
+	m.write("groups.d/bad.toml", "[rotation]\nevery = 90\n")
+	m.group("payments", "")
+	m.until("the file became generation 1", func() bool { return m.active("payments") == 1 })
+	if out, _ := m.byokctl("status"); !strings.Contains(out, "bad") || !strings.Contains(out, "invalid") {
+		t.Errorf("status does not show the bad file:\n%s", out)
+	}
+	if out, status := m.byokctl("check"); status != 2 || !strings.Contains(out, "bad.toml:2:") {
+		t.Errorf("check: status %d\n%s", status, out)
+	}
+
+	if out, status := m.byokctl("rotate", "payments", "--wait"); status != 0 || !strings.Contains(out, "activate") {
+		t.Errorf("rotate --wait: status %d\n%s", status, out)
+	}
+	if n := m.active("payments"); n != 2 {
+		t.Errorf("active generation %d, want 2", n)
+	}
+	m.write("run/requests/rotate.payments", "")
+	m.until("the touched request rotated", func() bool { return m.active("payments") == 3 })
+
+	m.group("payments", `description = "changed"`)
+	m.cmd.Process.Signal(syscall.SIGHUP)
+	m.until("the changed definition is in KMS", func() bool {
+		resp, err := http.Get(m.url + "/_awssim/keys")
+		if err != nil {
+			return false
+		}
+		defer resp.Body.Close()
+		var keys []awssim.Key
+		body, _ := io.ReadAll(resp.Body)
+		if json.Unmarshal(body, &keys) != nil {
+			return false
+		}
+		for _, k := range keys {
+			if k.Description == "changed" {
+				return true
+			}
+		}
+		return false
+	})
+	if status := m.stop(syscall.SIGTERM); status != 0 {
+		t.Errorf("after SIGTERM byokd exits with %d", status)
+	}
+
+	config, err := os.ReadFile(m.path("byokd.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.write("byokd.toml", "designated = false\n"+string(config))
+	m.start()
+	m.until("byokd answers", func() bool { _, status := m.byokctl("status"); return status == 0 })
+	if out, status := m.byokctl("rotate", "payments"); status != 1 || !strings.Contains(out, "not designated") {
+		t.Errorf("rotate when not designated: status %d, %s", status, out)
+	}
+	if out, status := m.byokctl("rotate", "nosuch"); status != 2 && status != 1 {
+		t.Errorf("rotate of an unknown group: status %d, %s", status, out)
+	}
+	m.stop(syscall.SIGTERM)
+
+	m.write("byokd.toml", "nonsense = [")
+	m.start()
+	<-m.died
+	m.died = nil
+	if status := m.cmd.ProcessState.ExitCode(); status != 78 {
+		t.Errorf("with a bad byokd.toml byokd exits with %d, want 78", status)
+	}
+}
+
+// SIGKILL before and after each record of the journal, in the first rotation of
+// a group and in a later one: after a restart there is one HSM object and one
+// KMS key per generation, the alias is on the newest, and each move is one event.
+func TestKilledAtEachRecord(t *testing.T) {
+	token := hsmtest.NewSoftHSM(t)
+	cases := 0
+	for _, generation := range []int{1, 2} {
+		for _, when := range []string{"before", "after"} {
+			for n := 1; ; n++ {
+				if testing.Short() && n%3 != 1 {
+					if n > 30 {
+						break
+					}
+					continue
+				}
+				died := killed(t, token, fmt.Sprintf("g%d-%s-%d", generation, when, n), generation, fmt.Sprintf("kill:%s:%d", when, n))
+				if !died {
+					if n < 8 {
+						t.Fatalf("a rotation has %d records only: the fault does not strike", n-1)
+					}
+					break
+				}
+				cases++
+			}
+		}
+	}
+	t.Logf("%d kills, each gone on from", cases)
+}
+
+// killed has byokd die by a fault while it makes the given generation, goes on
+// without the fault, and checks what is there then. It reports whether the fault
+// struck at all.
+func killed(t *testing.T, token *hsmtest.Token, group string, generation int, fault string) (died bool) {
+	t.Run(group, func(t *testing.T) {
+		m := newMachine(t, token)
+		m.group(group, "")
+		if generation > 1 {
+			m.start()
+			m.until("generation 1", func() bool { return m.active(group) == 1 && m.idle() })
+			m.stop(syscall.SIGTERM)
+			m.write("run/requests/rotate."+group, "")
+		}
+		m.start("BYOKD_FAULT=" + fault)
+		m.until("byokd dies or is done", func() bool {
+			select {
+			case <-m.died:
+				m.died, died = nil, true
+				return true
+			default:
+				return m.active(group) == generation && m.idle()
+			}
+		})
+		if died {
+			m.start()
+		}
+		m.until("the generation is active", func() bool { return m.active(group) == generation && m.idle() })
+		m.stop(syscall.SIGTERM)
+		m.check(group, generation)
+	})
+	return died
+}
+
+// check checks what a group with that many generations must look like.
+func (m *machine) check(group string, generations int) {
+	m.t.Helper()
+	keys := m.sim.Keys(account, region)
+	if len(keys) != generations {
+		m.t.Errorf("there are %d KMS keys, want %d: %+v", len(keys), generations, keys)
+	}
+	active := m.sim.Alias(account, region, "alias/"+group)
+	for _, k := range keys {
+		if k.State != "Enabled" {
+			m.t.Errorf("KMS key %s is %s", k.ID, k.State)
+		}
+		if (k.ID == active) != (k.Tags["byokd:generation"] == fmt.Sprint(generations)) {
+			m.t.Errorf("the alias points at %s; generation %s is KMS key %s", active, k.Tags["byokd:generation"], k.ID)
+		}
+	}
+	// Consumers may get an event twice, but then it is the same event.
+	moves := make(map[string]float64)
+	for _, e := range m.sim.Events() {
+		var detail struct {
+			EventID  string  `json:"event_id"`
+			Sequence float64 `json:"sequence"`
+		}
+		if err := json.Unmarshal(e.Envelope.Detail, &detail); err != nil {
+			m.t.Fatal(err)
+		}
+		if e.Envelope.DetailType == "KMS Alias Moved" {
+			moves[detail.EventID] = detail.Sequence
+		}
+	}
+	if len(moves) != generations {
+		m.t.Errorf("there are %d alias moves on the bus, want %d", len(moves), generations)
+	}
+	if objects := m.objects(group); objects != generations {
+		m.t.Errorf("there are %d objects on the token, want %d", objects, generations)
+	}
+}
+
+// objects counts the group's keys on the token.
+func (m *machine) objects(group string) int {
+	m.t.Helper()
+	modules := hsm.NewModules(nil)
+	defer modules.Close(context.Background())
+	token := modules.Token(hsm.Config{Name: "test", Module: m.token.Module, TokenLabel: m.token.Label, PIN: m.token.UserPIN})
+	refs, err := token.List(m.t.Context(), "byokd/"+group+"/")
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return len(refs)
+}
+
+// A panic is no end: the next start goes on, and the exit status is one after
+// which systemd restarts byokd.
+func TestPanic(t *testing.T) {
+	m := newMachine(t, hsmtest.NewSoftHSM(t))
+	m.group("payments", "")
+	m.start("BYOKD_FAULT=panic:after:5")
+	<-m.died
+	m.died = nil
+	if status := m.cmd.ProcessState.ExitCode(); status != 2 {
+		t.Errorf("exit status %d, want 2", status)
+	}
+	m.start()
+	m.until("the generation is active", func() bool { return m.active("payments") == 1 && m.idle() })
+	m.stop(syscall.SIGTERM)
+	m.check("payments", 1)
+}
+
+// SIGKILL before and after the effect of each AWS request of a first rotation.
+func TestKilledAtEachRequest(t *testing.T) {
+	token := hsmtest.NewSoftHSM(t)
+	for _, when := range []string{"before", "after"} {
+		for n := 1; ; n++ {
+			if testing.Short() && n%4 != 1 {
+				if n > 60 {
+					break
+				}
+				continue
+			}
+			struck := false
+			t.Run(fmt.Sprintf("%s-%d", when, n), func(t *testing.T) {
+				group := fmt.Sprintf("r-%s-%d", when, n)
+				m := &machine{t: t, dir: t.TempDir(), token: token}
+				var once sync.Once
+				strike := func(r awssim.Request) *awssim.Fault {
+					if r.N < n {
+						return nil
+					}
+					once.Do(func() {
+						struck = true
+						m.cmd.Process.Signal(syscall.SIGKILL)
+					})
+					return &awssim.Fault{Drop: true}
+				}
+				armed := awssim.Options{Pairs: pairs()}
+				var mu sync.Mutex
+				live := true
+				hook := func(r awssim.Request) *awssim.Fault {
+					mu.Lock()
+					defer mu.Unlock()
+					if !live {
+						return nil
+					}
+					return strike(r)
+				}
+				if when == "before" {
+					armed.Before = hook
+				} else {
+					armed.After = hook
+				}
+				m.sim = awssim.New(armed)
+				server := httptest.NewServer(m.sim)
+				t.Cleanup(server.Close)
+				m.url = server.URL
+				m.prepare()
+				m.group(group, "")
+				m.start()
+				m.until("byokd dies or is done", func() bool {
+					select {
+					case <-m.died:
+						m.died = nil
+						return true
+					default:
+						return m.active(group) == 1 && m.idle()
+					}
+				})
+				mu.Lock()
+				live = false
+				mu.Unlock()
+				if m.died == nil {
+					m.start()
+				}
+				m.until("the generation is active", func() bool { return m.active(group) == 1 && m.idle() })
+				m.stop(syscall.SIGTERM)
+				m.check(group, 1)
+			})
+			if !struck {
+				if n < 10 {
+					t.Fatalf("a rotation has %d requests only: the fault does not strike", n-1)
+				}
+				break
+			}
+		}
+	}
+}

@@ -1,0 +1,349 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"byokd/cloud"
+	"byokd/daemon/control"
+	"byokd/daemon/jobstore"
+	"byokd/daemon/lifecycle"
+)
+
+// The methods of this file are what the control socket asks for.
+var _ control.Backend = (*Daemon)(nil)
+
+func controlError(code, format string, args ...any) error {
+	return &control.Error{Code: code, Message: fmt.Sprintf(format, args...)}
+}
+
+func unknownGroup(name string) error {
+	return controlError(control.UnknownGroup, "there is no group %q: see `byokctl status`", name)
+}
+
+// Status returns the state of the named groups, or of all.
+func (d *Daemon) Status(ctx context.Context, names []string) ([]control.GroupStatus, error) {
+	if len(names) == 0 {
+		names = d.groups.names()
+	}
+	v, err := d.view(ctx)
+	if err != nil {
+		return nil, err
+	}
+	statuses := []control.GroupStatus{}
+	for _, name := range names {
+		g, ok := d.groups.get(name)
+		if !ok {
+			return nil, unknownGroup(name)
+		}
+		statuses = append(statuses, d.groupStatus(g, v))
+	}
+	return statuses, nil
+}
+
+// Keys returns a group's generations.
+func (d *Daemon) Keys(ctx context.Context, name string) ([]control.Key, error) {
+	if _, ok := d.groups.get(name); !ok {
+		return nil, unknownGroup(name)
+	}
+	rows, err := d.store.Generations(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	keys := []control.Key{}
+	for _, row := range rows {
+		g := generation(row)
+		keys = append(keys, control.Key{Generation: g.Number, State: g.State(d.Now()), KeyID: control.String(g.KeyID),
+			KeyARN: control.String(g.KeyARN), KeyMaterialID: control.String(g.MaterialID), HSMLabel: control.String(g.HSMLabel),
+			HSMID: control.String(g.HSMID), CreatedAt: control.At(g.CreatedAt), ImportedAt: control.At(g.ImportedAt), ValidTo: control.At(g.ValidTo)})
+	}
+	return keys, nil
+}
+
+// controlJob is a job row as the control socket shows it.
+func controlJob(row jobstore.Job, joined bool) control.Job {
+	job := control.Job{JobSummary: control.JobSummary{ID: row.ID, Kind: row.Kind, Group: row.Group, State: row.State,
+		Trigger: row.Trigger, WaitingFor: control.String(row.WaitingFor), Joined: joined, CreatedAt: control.At(row.CreatedAt),
+		StartedAt: control.At(row.StartedAt), FinishedAt: control.At(row.FinishedAt), NextAttempt: control.At(row.NextAttempt),
+		Attempt: row.Attempt, Error: control.String(row.Error)}}
+	if row.Generation != 0 || row.Kind == string(lifecycle.Retire) {
+		number := row.Generation
+		job.Generation = &number
+	}
+	for _, s := range row.Steps {
+		job.Steps = append(job.Steps, control.Step{Name: s.Name, State: s.State, StartedAt: control.At(s.StartedAt),
+			FinishedAt: control.At(s.FinishedAt), Message: control.String(s.Message)})
+	}
+	return job
+}
+
+// Jobs returns jobs, newest first.
+func (d *Daemon) Jobs(ctx context.Context, f control.JobFilter) ([]control.JobSummary, error) {
+	rows, err := d.store.Jobs(ctx, jobstore.JobFilter{Group: f.Group, State: f.State, Limit: f.Limit})
+	if err != nil {
+		return nil, err
+	}
+	jobs := []control.JobSummary{}
+	for _, row := range rows {
+		jobs = append(jobs, controlJob(row, false).JobSummary)
+	}
+	return jobs, nil
+}
+
+// Job returns one job with its steps.
+func (d *Daemon) Job(ctx context.Context, id string) (control.Job, error) {
+	row, err := d.store.Job(ctx, id)
+	if errors.Is(err, jobstore.ErrNotFound) {
+		return control.Job{}, controlError(control.UnknownJob, "there is no job %q: see `byokctl jobs`", id)
+	}
+	if err != nil {
+		return control.Job{}, err
+	}
+	return controlJob(row, false), nil
+}
+
+// Watch follows a job to its end.
+func (d *Daemon) Watch(ctx context.Context, id string, changed func(control.Job) error) error {
+	for {
+		next := d.changes.wait()
+		job, err := d.Job(ctx, id)
+		if err != nil {
+			return err
+		}
+		if err := changed(job); err != nil || job.Final() {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-next:
+		}
+	}
+}
+
+// asked returns a group that something can be asked for.
+func (d *Daemon) asked(name string) (group, error) {
+	g, ok := d.groups.get(name)
+	switch {
+	case !ok || g.def == nil:
+		return g, unknownGroup(name)
+	case g.gone:
+		return g, controlError(control.Conflict, "the file of group %q is gone: put it back first", name)
+	}
+	return g, nil
+}
+
+func (d *Daemon) mustBeDesignated() error {
+	if d.cfg.Load().Designated {
+		return nil
+	}
+	return controlError(control.NotDesignated, "not designated: this byokd changes nothing in AWS (designated = false in %s); ask on the designated device", d.ConfigPath)
+}
+
+// Rotate asks for rotations.
+func (d *Daemon) Rotate(ctx context.Context, names []string, all bool, by string) ([]control.Job, error) {
+	if err := d.mustBeDesignated(); err != nil {
+		return nil, err
+	}
+	d.loading.Lock()
+	defer d.loading.Unlock()
+	if all {
+		names = nil
+		for _, name := range d.groups.names() {
+			if _, err := d.asked(name); err == nil {
+				names = append(names, name)
+			}
+		}
+	}
+	var groups []group
+	for _, name := range names {
+		g, err := d.asked(name)
+		if err != nil {
+			return nil, err
+		}
+		groups = append(groups, g)
+	}
+	jobs := []control.Job{}
+	for _, g := range groups {
+		row, joined, err := d.enqueue(ctx, ask{kind: lifecycle.Rotate, group: g.def, trigger: triggerControl,
+			key: "control:" + lifecycle.NewID(d.Now()), urgent: true, by: by})
+		if err != nil {
+			return jobs, err
+		}
+		jobs = append(jobs, controlJob(row, joined))
+	}
+	return jobs, nil
+}
+
+// Sync asks for a synchronization.
+func (d *Daemon) Sync(ctx context.Context, r control.SyncRequest, by string) (control.Job, error) {
+	if err := d.mustBeDesignated(); err != nil {
+		return control.Job{}, err
+	}
+	d.loading.Lock()
+	defer d.loading.Unlock()
+	g, err := d.asked(r.Group)
+	if err != nil {
+		return control.Job{}, err
+	}
+	request := lifecycle.Request{Asked: true, Generation: r.Generation, KeyID: string(r.KeyID),
+		ImportMaterial: r.ImportMaterial, UpdatePolicy: r.UpdatePolicy, DeleteMaterial: r.DeleteMaterial}
+	if err := d.checkTarget(ctx, g, request); err != nil {
+		return control.Job{}, controlError(control.Usage, "%v", err)
+	}
+	row, joined, err := d.enqueue(ctx, ask{kind: lifecycle.Synchronize, group: g.def, trigger: triggerControl,
+		key: "control:" + lifecycle.NewID(d.Now()), request: request, urgent: true, by: by})
+	if err != nil {
+		return control.Job{}, err
+	}
+	return controlJob(row, joined), nil
+}
+
+// Retry makes jobs that wait run now.
+func (d *Daemon) Retry(ctx context.Context, ids []string, all bool, by string) ([]control.Job, error) {
+	var waiting []string
+	if all {
+		open, err := d.store.OpenJobs(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, j := range open {
+			if j.State == jobstore.Retryable {
+				waiting = append(waiting, j.ID)
+			}
+		}
+	}
+	for _, id := range ids {
+		job, err := d.Job(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		if job.State != jobstore.Retryable {
+			return nil, controlError(control.Conflict, "job %s is %s: only a retryable one can be tried again", id, job.State)
+		}
+		waiting = append(waiting, id)
+	}
+	jobs := []control.Job{}
+	if len(waiting) == 0 {
+		return jobs, nil
+	}
+	if _, err := d.store.Wake(ctx, jobstore.WakeFilter{JobIDs: waiting},
+		jobstore.AuditEntry{Actor: by, Action: "retry", Detail: "the job is tried again at once"}); err != nil {
+		return nil, err
+	}
+	d.groups.lookAgain()
+	wake(d.jobsWake)
+	for _, id := range waiting {
+		job, err := d.Job(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		jobs = append(jobs, job)
+	}
+	return jobs, nil
+}
+
+// Cancel cancels a job that waits.
+func (d *Daemon) Cancel(ctx context.Context, id string, by string) (control.Job, error) {
+	if _, err := d.Job(ctx, id); err != nil {
+		return control.Job{}, err
+	}
+	err := d.store.Cancel(ctx, id, jobstore.AuditEntry{Actor: by, Action: "cancel"})
+	switch {
+	case errors.Is(err, jobstore.ErrRunning), errors.Is(err, jobstore.ErrFinished), errors.Is(err, jobstore.ErrActivated):
+		return control.Job{}, controlError(control.Conflict, "%v", err)
+	case err != nil:
+		return control.Job{}, err
+	}
+	d.changes.notify()
+	wake(d.jobsWake)
+	return d.Job(ctx, id)
+}
+
+// HSM returns the state of the tokens; with login it first lets byokd log in to
+// that one again, and tries once.
+func (d *Daemon) HSM(ctx context.Context, login string, by string) ([]control.HSMStatus, error) {
+	if login != "" {
+		t, ok := d.tokens.m[login]
+		if !ok {
+			return nil, controlError(control.Usage, "there is no [hsm.%s] in byokd.toml; there are %v", login, slices.Sorted(maps.Keys(d.tokens.m)))
+		}
+		if err := d.store.PermitLogin(ctx, login, jobstore.AuditEntry{Actor: by, Action: "permit login", Detail: "[hsm." + login + "]"}); err != nil {
+			return nil, err
+		}
+		t.look(ctx)
+	}
+	statuses := []control.HSMStatus{}
+	for _, name := range slices.Sorted(maps.Keys(d.tokens.m)) {
+		statuses = append(statuses, d.tokens.m[name].status(ctx))
+	}
+	return statuses, nil
+}
+
+// status is what `byokctl hsm` shows of a token.
+func (t *token) status(ctx context.Context) control.HSMStatus {
+	info := t.token.Info()
+	s := control.HSMStatus{Name: t.name, Module: t.cfg.Module, TokenLabel: control.String(info.Label), TokenSerial: control.String(info.Serial),
+		TokenModel: control.String(info.Model), TokenFirmware: control.String(info.Firmware), Connected: info.Connected,
+		State: "unavailable", Algorithm: control.String(info.Algorithm), LoginBlocked: control.String(t.blocked(ctx))}
+	if info.Library != "" {
+		s.Library = control.String(info.Library + " " + info.LibraryVersion)
+	}
+	for _, p := range info.Proofs {
+		s.Proofs = append(s.Proofs, control.HSMProof{Algorithm: p.Algorithm, Route: "C_WrapKey", Outcome: p.Outcome})
+	}
+	t.mu.Lock()
+	away := t.away
+	t.mu.Unlock()
+	switch {
+	case info.Hung:
+		s.State = "hung"
+	case away != nil:
+		s.Error = control.String(away.Error())
+	case info.Connected:
+		s.State = "ready"
+	case s.LoginBlocked != "":
+		s.State = "login-blocked"
+	}
+	if info.Err != nil && s.Error == "" {
+		s.Error = control.String(info.Err.Error())
+	}
+	return s
+}
+
+// Daemon returns what concerns byokd as a whole.
+func (d *Daemon) Daemon(ctx context.Context) (control.DaemonStatus, error) {
+	stats, err := d.store.OutboxStats(ctx)
+	if err != nil {
+		return control.DaemonStatus{}, err
+	}
+	hsms, err := d.HSM(ctx, "", "")
+	if err != nil {
+		return control.DaemonStatus{}, err
+	}
+	return control.DaemonStatus{Version: control.BuildVersion(d.Version), Designated: d.cfg.Load().Designated, Host: d.host,
+		StartedAt: control.At(d.started), Config: d.ConfigPath, LastReload: *d.reloaded.Load(), Endpoints: d.endpoints(),
+		Outbox: control.Outbox{Pending: stats.Pending, Parked: stats.Parked}, HSMs: hsms}, nil
+}
+
+// endpoints are the AWS endpoints that are not AWS's own.
+func (d *Daemon) endpoints() []control.Endpoint {
+	var list []control.Endpoint
+	regions := make(map[string]bool)
+	for _, name := range d.groups.names() {
+		if g, ok := d.groups.get(name); ok && g.def != nil {
+			regions[g.def.AWS.Region] = true
+		}
+	}
+	for _, region := range slices.Sorted(maps.Keys(regions)) {
+		for _, service := range cloud.Services() {
+			if url, overridden := d.cloud.Endpoint(service, region); overridden {
+				list = append(list, control.Endpoint{Service: service, Region: control.String(region), URL: url})
+			}
+		}
+	}
+	return list
+}

@@ -1,0 +1,363 @@
+// Package daemon is byokd's process: it reads the configuration, fires
+// schedules, watches files, runs jobs, delivers events and serves the control
+// socket, and ties the packages that do so together.
+//
+// A trigger of any kind ends in one place, a row in the job store; workers claim
+// rows and drive them through the engine of daemon/lifecycle. Whatever happens
+// to the process, the rows say what is left to do.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"byokd/cloud"
+	"byokd/config"
+	"byokd/daemon/control"
+	"byokd/daemon/jobstore"
+	"byokd/daemon/lifecycle"
+	"byokd/schedule"
+	"byokd/systemd"
+)
+
+// Exit statuses of byokd. Never 2, which is Go's for a panic.
+const (
+	ExitOK       = 0
+	ExitFault    = 1  // systemd restarts it
+	ExitRestart  = 75 // to be restarted on purpose (EX_TEMPFAIL of sysexits.h)
+	ExitHelpless = 78 // only a person can help (EX_CONFIG of sysexits.h)
+)
+
+// hsmCloseTimeout is how long byokd waits at its end for calls into PKCS#11
+// modules; no job is running any more then.
+const hsmCloseTimeout = 10 * time.Second
+
+// An ExitError is an error with the exit status that goes with it.
+type ExitError struct {
+	Status int
+	Err    error
+}
+
+func (e *ExitError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the error.
+func (e *ExitError) Unwrap() error { return e.Err }
+
+// ExitStatus returns the exit status for what Run returned.
+func ExitStatus(err error) int {
+	if err == nil {
+		return ExitOK
+	}
+	if e, ok := errors.AsType[*ExitError](err); ok {
+		return e.Status
+	}
+	return ExitFault
+}
+
+func helpless(format string, args ...any) error {
+	return &ExitError{ExitHelpless, fmt.Errorf(format, args...)}
+}
+
+// Options are what Run needs of the world around it.
+type Options struct {
+	ConfigPath string       // byokd.toml; required
+	Logger     *slog.Logger // required
+	Version    string       // for `byokctl version` and status
+
+	// SetLog is called with [log] at start and when it changes; nil: the Logger
+	// does not follow.
+	SetLog func(config.Log)
+
+	// Reload asks for what SIGHUP asks for. One with capacity 1 lets a burst of
+	// signals be one reload.
+	Reload <-chan struct{}
+
+	// Notifier tells systemd; nil: nobody.
+	Notifier *systemd.Notifier
+
+	LookupEnv func(string) (string, bool) // default: os.LookupEnv
+	Now       func() time.Time            // default: time.Now; schedules, retries and due times follow it
+
+	// Clock, if not nil, is called with a function that makes byokd look at Now
+	// again at once, for a clock that is moved by hand.
+	Clock func(wake func())
+
+	// Started is called once READY holds; nil: not.
+	Started func()
+}
+
+// DefaultOptions are the options of a byokd that is started by hand.
+func DefaultOptions() Options {
+	return Options{
+		ConfigPath: "/etc/byokd/byokd.toml",
+		Logger:     slog.Default(),
+		LookupEnv:  os.LookupEnv,
+		Now:        time.Now,
+	}
+}
+
+// A Daemon is one running byokd. Several may run in one process, each on a
+// state of its own.
+type Daemon struct {
+	Options
+	host    string
+	started time.Time
+	log     *slog.Logger
+
+	cfg     atomic.Pointer[config.Config]
+	store   *jobstore.Store
+	cloud   *cloud.Cloud
+	tokens  *tokens
+	engine  *lifecycle.Engine
+	runner  *schedule.Runner
+	groups  *groups
+	outbox  *outbox
+	metrics *metrics
+
+	socket   net.Listener
+	requests *requests
+
+	jobsWake   chan struct{} // a job may have become claimable
+	outboxWake chan struct{} // an event may have become due
+	groupsWake chan struct{} // a group may have to be reconciled
+	changes    *broadcast    // something about a job has changed
+
+	loading  sync.Mutex // one reload, watched change or request at a time
+	reloaded atomic.Pointer[control.Reload]
+	storing  atomic.Pointer[problem] // why the database cannot be written; nil: it can
+	fatal    chan error              // ends Run
+}
+
+// Run runs byokd until ctx ends, which is a graceful stop: a running step
+// finishes, its job is put back, and Run returns nil. Any other end is an error,
+// whose exit status is ExitStatus's.
+func Run(ctx context.Context, o Options) error {
+	d, err := start(ctx, o)
+	if err != nil {
+		return err
+	}
+	return d.run(ctx)
+}
+
+// start opens everything that byokd cannot do without. What it has opened is
+// closed again when it fails.
+func start(ctx context.Context, o Options) (_ *Daemon, err error) {
+	if o.LookupEnv == nil {
+		o.LookupEnv = os.LookupEnv
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Notifier == nil {
+		o.Notifier = new(systemd.Notifier)
+	}
+	d := &Daemon{Options: o, log: o.Logger, started: o.Now(),
+		jobsWake: make(chan struct{}, 1), outboxWake: make(chan struct{}, 1), groupsWake: make(chan struct{}, 1),
+		changes: newBroadcast(), fatal: make(chan error, 1)}
+	if d.host, err = os.Hostname(); err != nil {
+		return nil, fmt.Errorf("read this machine's name: %w", err)
+	}
+	cfg, err := config.Load(o.ConfigPath, d.configOptions())
+	if err != nil {
+		return nil, &ExitError{ExitHelpless, err}
+	}
+	d.cfg.Store(cfg)
+	d.setLog(cfg)
+	d.reloaded.Store(&control.Reload{At: control.At(o.Now()), OK: true})
+
+	for _, p := range cfg.Missing() {
+		d.log.Error("a file that byokd.toml names is missing", "problem", p.String())
+	}
+
+	path := cfg.Database()
+	d.store, err = jobstore.Open(ctx, path, jobstore.Options{Now: o.Now})
+	switch {
+	case errors.Is(err, jobstore.ErrNotExist):
+		return nil, helpless("there is no database %s: make an empty one with `byokctl init`; byokd then finds its keys again in KMS and the HSM", path)
+	case errors.Is(err, jobstore.ErrNewer), errors.Is(err, jobstore.ErrDamaged), errors.Is(err, jobstore.ErrInUse):
+		return nil, &ExitError{ExitHelpless, err}
+	case err != nil:
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.store.Close())
+		}
+	}()
+	rescued, err := d.store.Rescue(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("settle the jobs that were interrupted: %w", err)
+	}
+	if rescued > 0 {
+		d.log.Info("jobs that were interrupted go on", "jobs", rescued)
+	}
+
+	d.metrics = newMetrics(d)
+	d.cloud = cloud.New(d.cloudSettings(cfg))
+	d.tokens = newTokens(d, cfg)
+	d.engine = d.newEngine()
+	d.groups = newGroups(d)
+	d.outbox = newOutbox(d)
+	d.runner = schedule.NewRunner(o.Now, d.fire)
+
+	if err := os.MkdirAll(cfg.RuntimeDir, 0o750); err != nil {
+		return nil, fmt.Errorf("make runtime_dir: %w", err)
+	}
+	d.requests, err = newRequests(cfg.RequestsDir(), d.log)
+	if err != nil {
+		return nil, fmt.Errorf("prepare the folder for request files: %w", err)
+	}
+	if d.socket, err = control.Listen(cfg.Socket(), "byokd"); err != nil {
+		return nil, fmt.Errorf("listen on the control socket: %w", err)
+	}
+	return d, nil
+}
+
+func (d *Daemon) configOptions() config.Options {
+	return config.Options{LookupEnv: d.LookupEnv, UID: os.Geteuid()}
+}
+
+// run starts the loops, says READY and waits for the end.
+func (d *Daemon) run(ctx context.Context) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	var loops sync.WaitGroup
+	loop := func(f func(context.Context)) { loops.Go(func() { f(ctx) }) }
+
+	// Watch, then read: no change falls between the two.
+	watching, watch := d.watchDefinitions()
+	loop(watch)
+	select {
+	case <-watching:
+	case <-ctx.Done():
+	}
+	d.load(ctx, triggerStart)
+	d.takeLeftovers(ctx)
+
+	server := &control.Server{Backend: d, Log: d.log}
+	loop(func(ctx context.Context) {
+		if err := server.Serve(ctx, d.socket); err != nil {
+			d.fail(fmt.Errorf("serve the control socket: %w", err))
+		}
+	})
+	loop(d.runner.Run)
+	loop(d.work)
+	loop(d.outbox.run)
+	loop(d.groups.run)
+	loop(d.tokens.run)
+	loop(d.watchRequests)
+	loop(d.housekeep)
+	loop(d.metrics.serve)
+	loop(d.reloads)
+	if d.Clock != nil {
+		d.Clock(d.wakeAll)
+	}
+
+	d.log.Info("byokd is ready", "version", d.Version, "groups", d.groups.count(), "designated", d.cfg.Load().Designated)
+	d.Notifier.Ready()
+	if d.Started != nil {
+		d.Started()
+	}
+
+	var cause error
+	select {
+	case <-ctx.Done():
+		d.log.Info("byokd stops")
+	case cause = <-d.fatal:
+		d.log.Error("byokd ends", "err", cause)
+	}
+	d.Notifier.Stopping()
+	stop(cause)
+	loops.Wait()
+	closeCtx, cancel := context.WithTimeout(context.Background(), hsmCloseTimeout)
+	defer cancel()
+	if err := errors.Join(d.tokens.close(closeCtx), d.store.Close()); err != nil {
+		d.log.Warn("not everything could be closed", "err", err)
+	}
+	return cause
+}
+
+// fail ends Run with an error.
+func (d *Daemon) fail(err error) {
+	select {
+	case d.fatal <- err:
+	default: // it is ending already
+	}
+}
+
+// reloads does what SIGHUP asks for.
+func (d *Daemon) reloads(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.Reload:
+			d.Notifier.Reloading()
+			d.reload(ctx)
+			d.Notifier.Ready()
+		}
+	}
+}
+
+// wakeAll makes every loop look at the clock.
+func (d *Daemon) wakeAll() {
+	d.runner.Wake()
+	wake(d.jobsWake)
+	wake(d.outboxWake)
+	wake(d.groupsWake)
+}
+
+func wake(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// sleep waits for d, a wake-up, or the end of ctx; false for the last.
+func sleep(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
+	t := time.NewTimer(max(d, 0))
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+	case <-wake:
+	}
+	return true
+}
+
+// A broadcast tells everybody who waits that something has changed.
+type broadcast struct {
+	mu sync.Mutex
+	c  chan struct{}
+}
+
+func newBroadcast() *broadcast { return &broadcast{c: make(chan struct{})} }
+
+// wait returns a channel that is closed at the next change.
+func (b *broadcast) wait() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.c
+}
+
+func (b *broadcast) notify() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	close(b.c)
+	b.c = make(chan struct{})
+}
+
+// A problem is something that a person should know.
+type problem struct {
+	code, message string
+	since         time.Time
+}

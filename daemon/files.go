@@ -1,0 +1,137 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"byokd/daemon/lifecycle"
+)
+
+// watchDefinitions returns a loop that watches the group files. ready is closed
+// once it misses no change any more.
+func (d *Daemon) watchDefinitions() (ready <-chan struct{}, run func(context.Context)) {
+	w := newWatcher(d.cfg.Load().GroupsDir, d.settleTime, isDefinition, d.log)
+	return w.ready, func(ctx context.Context) {
+		w.run(ctx, func([]string) { d.load(ctx, triggerWatch) })
+	}
+}
+
+// watchRequests watches the request files until ctx ends, those included that
+// were dropped while byokd was down.
+func (d *Daemon) watchRequests(ctx context.Context) {
+	w := newWatcher(d.cfg.Load().RequestsDir(), d.settleTime, isRequest, d.log)
+	w.initial = true
+	w.run(ctx, func(names []string) {
+		for _, name := range names {
+			d.takeRequest(ctx, name)
+		}
+	})
+}
+
+func (d *Daemon) settleTime() time.Duration { return time.Duration(d.cfg.Load().Settle) }
+
+// isDefinition reports whether a file in groups_dir can matter: any but those
+// that editors and transfers leave for a while, since policies lie there too.
+func isDefinition(name string) bool {
+	return !strings.HasPrefix(name, ".") && !strings.HasSuffix(name, "~") && !strings.HasSuffix(name, ".swp") && !strings.HasSuffix(name, ".tmp")
+}
+
+// takeRequest obeys one request file or rejects it.
+func (d *Daemon) takeRequest(ctx context.Context, name string) {
+	r, err := d.requests.take(name)
+	switch {
+	case err != nil:
+		d.log.Error("request file cannot be taken; it is left where it is", "file", name, "err", err)
+	case r != nil:
+		d.obey(ctx, r)
+	}
+}
+
+// takeLeftovers obeys the requests that were taken before byokd was last ended.
+func (d *Daemon) takeLeftovers(ctx context.Context) {
+	left, err := d.requests.leftovers()
+	if err != nil {
+		d.log.Error("requests that were taken before cannot be read", "err", err)
+	}
+	for _, r := range left {
+		d.obey(ctx, r)
+	}
+}
+
+// obey makes a job of a request, and removes its file when that is durable.
+func (d *Daemon) obey(ctx context.Context, r *request) {
+	d.loading.Lock()
+	defer d.loading.Unlock()
+	log := d.log.With("group", r.Group, "request", r.Verb)
+	a, err := d.requested(ctx, r)
+	if err != nil {
+		log.Error("request is rejected", "err", err)
+		if err := d.requests.reject(r, err.Error()); err != nil {
+			log.Error("request cannot be put with the rejected ones", "err", err)
+		}
+		return
+	}
+	job, joined, err := d.enqueue(ctx, a)
+	if err != nil {
+		// Its file stays among the taken ones, and is obeyed at the next start.
+		d.storeFailed("store a request", err)
+		return
+	}
+	log.Info("request is taken", "job", job.ID, "joined", joined)
+	if err := d.requests.done(r); err != nil {
+		log.Warn("request file cannot be removed; it has its job", "err", err)
+	}
+}
+
+// requested is what a request asks for, or why it cannot be obeyed.
+func (d *Daemon) requested(ctx context.Context, r *request) (ask, error) {
+	if !d.cfg.Load().Designated {
+		return ask{}, errors.New("not designated: this byokd changes nothing in AWS; ask on the designated device")
+	}
+	g, ok := d.groups.get(r.Group)
+	switch {
+	case !ok || g.def == nil:
+		return ask{}, fmt.Errorf("there is no group %q", r.Group)
+	case g.gone:
+		return ask{}, fmt.Errorf("the file of group %q is gone", r.Group)
+	}
+	a := ask{group: g.def, trigger: triggerRequest, key: "request:" + r.UniqueKey, urgent: true, by: "request file"}
+	switch r.Verb {
+	case "rotate":
+		a.kind = lifecycle.Rotate
+	case "sync":
+		a.kind = lifecycle.Synchronize
+		a.request = lifecycle.Request{Asked: true, Generation: r.Body.Generation, KeyID: r.Body.KeyID,
+			ImportMaterial: r.Body.ImportMaterial, UpdatePolicy: r.Body.UpdatePolicy, DeleteMaterial: r.Body.DeleteMaterial}
+		if err := d.checkTarget(ctx, g, a.request); err != nil {
+			return ask{}, err
+		}
+	default:
+		return ask{}, fmt.Errorf("a request is named rotate.GROUP or sync.GROUP, not %s.%s", r.Verb, r.Group)
+	}
+	return a, nil
+}
+
+// checkTarget refuses a synchronization of a generation that there is not.
+func (d *Daemon) checkTarget(ctx context.Context, g group, r lifecycle.Request) error {
+	if r.Generation == nil && r.KeyID == "" {
+		return nil
+	}
+	generations, err := d.store.Generations(ctx, g.name)
+	if err != nil {
+		return err
+	}
+	id := r.KeyID[strings.LastIndexByte(r.KeyID, '/')+1:]
+	for _, gen := range generations {
+		if r.Generation != nil && gen.Number == *r.Generation || r.KeyID != "" && gen.KeyID == id {
+			return nil
+		}
+	}
+	if r.Generation != nil {
+		return fmt.Errorf("group %s has no generation %d: see `byokctl keys %s`", g.name, *r.Generation, g.name)
+	}
+	return fmt.Errorf("KMS key %s is no generation of group %s: see `byokctl keys %s`", r.KeyID, g.name, g.name)
+}

@@ -1,0 +1,77 @@
+package daemon
+
+import (
+	"context"
+
+	"byokd/daemon/jobstore"
+	"byokd/daemon/lifecycle"
+)
+
+// A journal is the job store as the engine writes it.
+type journal struct{ d *Daemon }
+
+func (j journal) Generations(ctx context.Context, group string) ([]lifecycle.Generation, error) {
+	rows, err := j.d.store.Generations(ctx, group)
+	if err != nil {
+		return nil, err
+	}
+	generations := make([]lifecycle.Generation, len(rows))
+	for i, row := range rows {
+		generations[i] = generation(row)
+	}
+	return generations, nil
+}
+
+func (j journal) Record(ctx context.Context, c lifecycle.Change) error {
+	change := jobstore.Change{JobID: c.JobID, Generation: c.Generation}
+	for _, s := range c.Steps {
+		change.Steps = append(change.Steps, jobstore.Step{Name: s.Name, State: string(s.State),
+			StartedAt: s.StartedAt, FinishedAt: s.FinishedAt, Message: s.Message, Data: s.Data})
+	}
+	for _, g := range c.Generations {
+		change.Generations = append(change.Generations, generationRow(g))
+	}
+	for _, e := range c.Events {
+		change.Events = append(change.Events, jobstore.Event(e))
+	}
+	for _, a := range c.Audit {
+		change.Audit = append(change.Audit, jobstore.AuditEntry(a))
+	}
+	for _, n := range c.Jobs {
+		change.Jobs = append(change.Jobs, jobstore.NewJob{Kind: string(n.Kind), Group: n.Group, HSM: n.Definition.HSM,
+			Generation: n.Generation, Trigger: n.Trigger, UniqueKey: n.UniqueKey, DueAt: n.DueAt,
+			Definition: mustJSON(n.Definition), Request: mustJSON(n.Request), Steps: lifecycle.Steps(n.Kind)})
+	}
+	beforeRecord()
+	err := j.d.store.Advance(ctx, change)
+	if err != nil {
+		j.d.storeFailed("record a step", err)
+		return err
+	}
+	afterRecord()
+	j.d.storeWorks()
+	if len(c.Events) > 0 {
+		wake(j.d.outboxWake)
+	}
+	if len(c.Jobs) > 0 {
+		wake(j.d.jobsWake)
+	}
+	j.d.changes.notify()
+	return nil
+}
+
+func generation(g jobstore.Generation) lifecycle.Generation {
+	return lifecycle.Generation{Group: g.Group, Number: g.Number, Stage: lifecycle.Stage(g.Stage), HSM: g.HSM,
+		HSMLabel: g.HSMLabel, HSMID: g.HSMID, GeneratedAt: g.GeneratedAt, JobID: g.JobID, Region: g.Region,
+		Account: g.Account, KeyID: g.KeyID, KeyARN: g.KeyARN, MaterialID: g.MaterialID, CreatedAt: g.CreatedAt,
+		ImportedAt: g.ImportedAt, ActivatedAt: g.ActivatedAt, ValidTo: g.ValidTo, DisabledAt: g.DisabledAt,
+		MaterialDeletedAt: g.MaterialDeletedAt, DeletionDate: g.DeletionDate, Policy: g.Policy, Tags: g.Tags}
+}
+
+func generationRow(g lifecycle.Generation) jobstore.Generation {
+	return jobstore.Generation{Group: g.Group, Number: g.Number, Stage: string(g.Stage), HSM: g.HSM,
+		HSMLabel: g.HSMLabel, HSMID: g.HSMID, GeneratedAt: g.GeneratedAt, JobID: g.JobID, Region: g.Region,
+		Account: g.Account, KeyID: g.KeyID, KeyARN: g.KeyARN, MaterialID: g.MaterialID, CreatedAt: g.CreatedAt,
+		ImportedAt: g.ImportedAt, ActivatedAt: g.ActivatedAt, ValidTo: g.ValidTo, DisabledAt: g.DisabledAt,
+		MaterialDeletedAt: g.MaterialDeletedAt, DeletionDate: g.DeletionDate, Policy: g.Policy, Tags: g.Tags}
+}

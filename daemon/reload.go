@@ -1,0 +1,92 @@
+package daemon
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"byokd/config"
+	"byokd/daemon/control"
+	"byokd/daemon/jobstore"
+	"byokd/daemon/lifecycle"
+)
+
+// reload does what SIGHUP asks for: byokd.toml is read anew, then all group
+// files. A bad byokd.toml changes nothing of the old one.
+func (d *Daemon) reload(ctx context.Context) {
+	old := d.cfg.Load()
+	cfg, err := config.Load(d.ConfigPath, d.configOptions())
+	if err != nil {
+		d.log.Error("byokd.toml is bad: everything stays as it was", "err", err)
+		d.reloaded.Store(&control.Reload{At: control.At(d.Now()), Error: control.String(err.Error())})
+		return
+	}
+	follow, restart := config.Changes(old, cfg)
+	if len(restart) > 0 {
+		d.log.Warn("changed keys of byokd.toml need a restart to count", "keys", strings.Join(restart, ", "))
+	}
+	next := followed(old, cfg)
+	d.cfg.Store(next)
+	d.setLog(next)
+	if slices.ContainsFunc(follow, func(key string) bool { return strings.HasPrefix(key, "credentials") }) {
+		d.cloud.SetCredentials(credentials(next))
+		// What waits for a permission may have got it.
+		if _, err := d.store.Wake(ctx, jobstore.WakeFilter{WaitingFor: []string{lifecycle.WaitPermission}}); err != nil {
+			d.storeFailed("wake jobs", err)
+		}
+	}
+	d.outbox.forget()
+	if _, err := d.store.WakeEvents(ctx); err != nil {
+		d.storeFailed("wake events", err)
+	}
+	if !old.Designated && next.Designated {
+		d.log.Info("this is the designated device now")
+		d.groups.lookAnew()
+	}
+	if old.Designated && !next.Designated {
+		d.log.Warn("this is no longer the designated device: nothing in AWS or the HSM is changed from here")
+	}
+	d.load(ctx, triggerSighup)
+	d.groups.lookAgain()
+	d.reloaded.Store(&control.Reload{At: control.At(d.Now()), OK: true})
+	d.log.Info("reloaded", "groups", d.groups.count())
+	d.wakeAll()
+}
+
+// followed is a configuration with those keys of a newer one that follow SIGHUP.
+func followed(old, cfg *config.Config) *config.Config {
+	next := *old
+	next.Designated, next.Log, next.Events, next.Credentials = cfg.Designated, cfg.Log, cfg.Events, cfg.Credentials
+	next.MaxJobs, next.Timezone, next.Settle = cfg.MaxJobs, cfg.Timezone, cfg.Settle
+	next.DriftCheck, next.Hooks = cfg.DriftCheck, cfg.Hooks
+	return &next
+}
+
+// setLog has the log follow [log].
+func (d *Daemon) setLog(cfg *config.Config) {
+	if d.SetLog != nil {
+		d.SetLog(cfg.Log)
+	}
+}
+
+// lookAgain has pending groups looked for at once.
+func (gs *groups) lookAgain() {
+	gs.mu.Lock()
+	for _, g := range gs.m {
+		if g.lookErr != nil {
+			g.nextLook, g.lookPause = gs.d.Now(), 0
+		}
+	}
+	gs.mu.Unlock()
+	wake(gs.d.groupsWake)
+}
+
+// lookAnew has every group reconciled again before its next job.
+func (gs *groups) lookAnew() {
+	gs.mu.Lock()
+	for _, g := range gs.m {
+		g.found = nil
+	}
+	gs.mu.Unlock()
+	wake(gs.d.groupsWake)
+}

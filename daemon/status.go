@@ -1,0 +1,185 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"byokd/daemon/control"
+	"byokd/daemon/jobstore"
+	"byokd/daemon/lifecycle"
+)
+
+// A view is what the state of all groups is read from, at one time.
+type view struct {
+	now         time.Time
+	generations map[string][]lifecycle.Generation
+	open        map[string][]jobstore.Job
+	discarded   map[string]jobstore.Job // the newest job of a group, where it was given up
+	tokens      map[string]*problem
+	outbox      *problem
+	storing     *problem
+}
+
+func (d *Daemon) view(ctx context.Context) (*view, error) {
+	v := &view{now: d.Now(), generations: make(map[string][]lifecycle.Generation), open: make(map[string][]jobstore.Job),
+		discarded: make(map[string]jobstore.Job), tokens: make(map[string]*problem), outbox: d.outbox.problem(), storing: d.storing.Load()}
+	rows, err := d.store.AllGenerations(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, row := range rows {
+		v.generations[row.Group] = append(v.generations[row.Group], generation(row))
+	}
+	jobs, err := d.store.OpenJobs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, j := range jobs {
+		v.open[j.Group] = append(v.open[j.Group], j)
+	}
+	given, err := d.store.Jobs(ctx, jobstore.JobFilter{State: jobstore.Discarded, Limit: 1000})
+	if err != nil {
+		return nil, err
+	}
+	looked := make(map[string]bool)
+	for _, j := range given {
+		if looked[j.Group] {
+			continue
+		}
+		looked[j.Group] = true
+		newest, err := d.store.Jobs(ctx, jobstore.JobFilter{Group: j.Group, Limit: 1})
+		if err != nil {
+			return nil, err
+		}
+		if len(newest) == 1 && newest[0].ID == j.ID {
+			v.discarded[j.Group] = j
+		}
+	}
+	for name, t := range d.tokens.m {
+		v.tokens[name] = t.problem(ctx)
+	}
+	return v, nil
+}
+
+// groupStatus is the state of one group.
+func (d *Daemon) groupStatus(g group, v *view) control.GroupStatus {
+	s := control.GroupStatus{Group: g.name, State: control.GroupOK, Account: control.String(g.row.Account)}
+	generations := v.generations[g.name]
+	if g.def != nil {
+		s.Alias, s.Region = control.String(g.def.AWS.Alias), control.String(g.def.AWS.Region)
+	}
+	var expired bool
+	for _, gen := range generations {
+		if gen.Stage == lifecycle.Active {
+			number := gen.Number
+			s.Active = control.ActiveKey{Generation: &number, KeyID: control.String(gen.KeyID), KeyARN: control.String(gen.KeyARN), ValidTo: control.At(gen.ValidTo)}
+			s.LastRotation = control.At(gen.ActivatedAt)
+			expired = !gen.ValidTo.IsZero() && !v.now.Before(gen.ValidTo)
+		}
+	}
+	_, at, _ := d.next(g)
+	s.NextRotation = control.At(at)
+	s.Problems = d.groupProblems(g, v)
+
+	var failing, rotating bool
+	for _, j := range v.open[g.name] {
+		failing = failing || j.State == jobstore.Retryable
+		rotating = rotating || j.Kind == string(lifecycle.Rotate)
+	}
+	_, given := v.discarded[g.name]
+	due := overdueSince(g, v, at)
+	switch {
+	case g.gone:
+		s.State = control.GroupRemoved
+	case g.invalid != nil:
+		s.State = control.GroupInvalid
+	case expired:
+		s.State = control.GroupExpired
+	case failing || given:
+		s.State = control.GroupFailing
+	case !due.IsZero():
+		s.State = control.GroupOverdue
+	case g.lookErr != nil:
+		s.State = control.GroupPending
+	case rotating:
+		s.State = control.GroupRotating
+	case s.Active.Generation == nil:
+		s.State = control.GroupPending
+	}
+	return s
+}
+
+// overdueSince is the due date of a rotation that is late by more than
+// overdue_after; zero: none is.
+func overdueSince(g group, v *view, next time.Time) time.Time {
+	if g.def == nil || g.gone {
+		return time.Time{}
+	}
+	var due time.Time
+	for _, j := range v.open[g.name] {
+		if j.Kind != string(lifecycle.Rotate) {
+			continue
+		}
+		if due = j.ScheduledAt; due.IsZero() {
+			due = j.CreatedAt
+		}
+	}
+	if due.IsZero() {
+		due = next
+	}
+	if due.IsZero() || v.now.Before(due.Add(time.Duration(g.def.Rotation.OverdueAfter))) {
+		return time.Time{}
+	}
+	return due
+}
+
+// groupProblems is everything about a group that a person should know.
+func (d *Daemon) groupProblems(g group, v *view) []control.Problem {
+	problems := []control.Problem{}
+	add := func(code, message string, since time.Time) {
+		problems = append(problems, control.Problem{Code: code, Message: message, Since: control.At(since)})
+	}
+	for _, p := range g.invalid {
+		add("invalid", p.String(), g.since)
+	}
+	if g.gone {
+		add("removed", "the group's file is gone: no more rotations; its keys stay as they are", g.row.RemovedAt)
+	}
+	for _, j := range v.open[g.name] {
+		if j.State != jobstore.Retryable {
+			continue
+		}
+		message := fmt.Sprintf("%s job %s: %s", j.Kind, j.ID, j.Error)
+		if j.WaitingFor != "" {
+			add("waiting-"+j.WaitingFor, message+"; when that is mended: byokctl retry "+j.ID, j.FirstFailed)
+		} else {
+			add("retrying", fmt.Sprintf("%s; tried again at %s", message, j.NextAttempt.UTC().Format(time.RFC3339)), j.FirstFailed)
+		}
+	}
+	if j, ok := v.discarded[g.name]; ok {
+		add("discarded", fmt.Sprintf("%s job %s was given up: %s", j.Kind, j.ID, j.Error), j.FinishedAt)
+	}
+	if due := overdueSince(g, v, time.Time{}); !due.IsZero() {
+		add("overdue", "a rotation was due at "+due.UTC().Format(time.RFC3339), due)
+	}
+	if g.lookErr != nil {
+		add("pending", "byokd cannot look for the group's keys, and makes none before it can: "+g.lookErr.Error(), g.lookSince)
+	}
+	if g.found != nil {
+		for _, f := range g.found.Problems {
+			add(f.Code, f.Message, g.foundAt)
+		}
+	}
+	if g.def != nil {
+		if p := v.tokens[g.def.HSM]; p != nil {
+			add(p.code, p.message, p.since)
+		}
+	}
+	for _, p := range []*problem{v.outbox, v.storing} {
+		if p != nil {
+			add(p.code, p.message, p.since)
+		}
+	}
+	return problems
+}

@@ -1,0 +1,385 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"byokd/config"
+	"byokd/daemon/jobstore"
+	"byokd/daemon/lifecycle"
+	"byokd/hsm"
+)
+
+const (
+	// tokenLook is how often each token is looked at: one that is back has its
+	// jobs started within a minute.
+	tokenLook = 20 * time.Second
+
+	// tokenCheck is how often a connected token is asked to prove that it works.
+	tokenCheck = time.Minute
+)
+
+// tokens are the HSMs of byokd.toml.
+type tokens struct {
+	d       *Daemon
+	modules *hsm.Modules
+	m       map[string]*token
+}
+
+// A token is one [hsm.NAME] with what stands round its logins.
+type token struct {
+	d     *Daemon
+	name  string
+	cfg   config.HSM
+	token *hsm.Token
+
+	mu       sync.Mutex
+	login    int64     // the attempt being recorded
+	identity string    // of the PIN file when a login was last refused or tried
+	away     error     // why the token is unavailable; nil: it is there, or nobody has looked
+	since    time.Time // since when
+	checked  time.Time
+}
+
+func newTokens(d *Daemon, cfg *config.Config) *tokens {
+	ts := &tokens{d: d, modules: hsm.NewModules(d.log), m: make(map[string]*token)}
+	for name, c := range cfg.HSMs {
+		t := &token{d: d, name: name, cfg: c}
+		template := make(map[string]any)
+		for attribute, value := range c.KeyTemplate {
+			switch v := value.Value.(type) {
+			case uint64:
+				template[attribute] = int64(v)
+			default:
+				template[attribute] = v
+			}
+			if value.Omit {
+				template[attribute] = "omit"
+			}
+		}
+		t.token = ts.modules.Token(hsm.Config{Name: name, Module: c.Module, TokenLabel: c.TokenLabel, TokenSerial: c.TokenSerial,
+			Wrapping: c.Wrapping, MaxParallel: c.MaxParallel, CallTimeout: time.Duration(c.CallTimeout),
+			InitReserved: c.InitReserved, KeyTemplate: template, PIN: t.pin, Logins: t, Logger: d.log})
+		ts.m[name] = t
+	}
+	return ts
+}
+
+// pin reads the token's user PIN.
+func (t *token) pin(context.Context) ([]byte, error) {
+	secret, err := t.cfg.PIN()
+	if err != nil {
+		return nil, err
+	}
+	return slices.Clone(secret.Reveal()), nil
+}
+
+// pinIdentity tells versions of the PIN file apart without looking at the PIN.
+func (t *token) pinIdentity() string {
+	path := t.cfg.PINSource().Path()
+	if t.cfg.PINCredential != "" || path == "" {
+		return ""
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return "missing"
+	}
+	id := fmt.Sprintf("%d bytes, changed %s", info.Size(), info.ModTime().UTC().Format(time.RFC3339Nano))
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		id += fmt.Sprintf(", inode %d", st.Ino)
+	}
+	return id
+}
+
+// Before is called before each C_Login: it refuses one that could lock the
+// token, and has the database know of the others before the token does.
+func (t *token) Before(ctx context.Context, flags hsm.TokenFlags) error {
+	identity := t.pinIdentity()
+	logins, err := t.d.store.Logins(ctx, t.name, 2)
+	if err != nil {
+		return fmt.Errorf("read the record of logins: %w", err)
+	}
+	if reason := loginBlocked(logins, identity, flags); reason != "" {
+		return fmt.Errorf("%w to [hsm.%s]: %s; correct the PIN, then run `byokctl hsm --login %s`", hsm.ErrLoginRefused, t.name, reason, t.name)
+	}
+	id, err := t.d.store.BeginLogin(ctx, t.name, identity)
+	if err != nil {
+		return fmt.Errorf("record the login: %w", err)
+	}
+	t.mu.Lock()
+	t.login, t.identity = id, identity
+	t.mu.Unlock()
+	return nil
+}
+
+// loginBlocked says why nothing may log in to a token; "": it may.
+func loginBlocked(logins []jobstore.Login, identity string, flags hsm.TokenFlags) string {
+	if ok, reason := jobstore.LoginAllowed(logins, identity); !ok {
+		return reason
+	}
+	switch permitted := jobstore.LoginPermitted(logins); {
+	case flags.Locked && !permitted:
+		return "the token's PIN is locked; have its security officer unlock it"
+	case flags.FinalTry && !permitted:
+		return "one more wrong PIN would lock the token"
+	}
+	return ""
+}
+
+// After is called with the result of each C_Login.
+func (t *token) After(ctx context.Context, err error) error {
+	t.mu.Lock()
+	id := t.login
+	t.mu.Unlock()
+	result := jobstore.LoginOK
+	switch {
+	case errors.Is(err, hsm.ErrPINIncorrect):
+		result = jobstore.LoginIncorrect
+	case hsm.WaitingFor(err) == lifecycle.WaitPIN:
+		result = jobstore.LoginLocked
+	case err != nil:
+		result = jobstore.LoginError
+	}
+	return t.d.store.EndLogin(ctx, id, result)
+}
+
+// run looks at the tokens until ctx ends. It connects to those that are not
+// connected and wakes their jobs when they come back.
+func (ts *tokens) run(ctx context.Context) {
+	var each sync.WaitGroup
+	for _, t := range ts.m {
+		each.Go(func() { t.run(ctx) })
+	}
+	each.Wait()
+}
+
+func (t *token) run(ctx context.Context) {
+	for {
+		select {
+		case <-t.token.Hung():
+			t.hung(ctx)
+			return
+		default:
+		}
+		t.look(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.token.Hung():
+		case <-time.After(tokenLook):
+		}
+	}
+}
+
+// look connects, or checks the connection, and notes what came of it.
+func (t *token) look(ctx context.Context) {
+	if t.token.Info().Connected {
+		t.mu.Lock()
+		due := time.Since(t.checked) >= tokenCheck
+		t.mu.Unlock()
+		if !due {
+			return
+		}
+		err := t.token.Check(ctx)
+		t.mu.Lock()
+		t.checked = time.Now()
+		away := t.away
+		t.mu.Unlock()
+		if err != nil || away != nil {
+			t.note(ctx, err)
+		}
+		return
+	}
+	t.note(ctx, t.token.Connect(ctx))
+}
+
+// note records whether the token is there. Only what time may mend makes it
+// unavailable, so that its jobs are parked; with what a person must mend, jobs
+// run into it and say so.
+func (t *token) note(ctx context.Context, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	if hsm.WaitingFor(err) == lifecycle.WaitPIN || hsm.WaitingFor(err) == lifecycle.WaitConfig {
+		t.setAway(nil)
+		return
+	}
+	was := t.setAway(err)
+	switch {
+	case err != nil && was == nil:
+		t.d.log.Error("HSM is unavailable; its jobs wait, and start by themselves when it is back", "hsm", t.name, "err", err)
+	case err == nil && was != nil:
+		t.d.log.Info("HSM is back", "hsm", t.name)
+	}
+	if err == nil {
+		t.wake(ctx)
+	}
+}
+
+func (t *token) setAway(err error) (was error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	was = t.away
+	if err != nil && was == nil {
+		t.since = t.d.Now()
+	}
+	t.away = err
+	return was
+}
+
+// wake starts the jobs that waited for this token, and looks for the keys of
+// groups that could not be looked for without it.
+func (t *token) wake(ctx context.Context) {
+	if _, err := t.d.store.Wake(ctx, jobstore.WakeFilter{HSMs: []string{t.name}, WaitingFor: []string{"", lifecycle.WaitPIN}}); err != nil {
+		t.d.storeFailed("wake the jobs of an HSM", err)
+	}
+	wake(t.d.jobsWake)
+	t.d.groups.lookAgain()
+}
+
+// hung ends byokd once the jobs of other HSMs have finished: a call into a
+// module cannot be cancelled, so only a new process can use the module again.
+func (t *token) hung(ctx context.Context) {
+	err := fmt.Errorf("%w: a call into the module of [hsm.%s] has not returned within call_timeout", errHSMUnavailable, t.name)
+	t.setAway(err)
+	t.d.log.Error("HSM hangs: byokd restarts when the jobs of other HSMs have finished", "hsm", t.name, "err", err)
+	for {
+		busy, serr := t.d.busyElsewhere(ctx)
+		if serr == nil && !busy {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.d.changes.wait():
+		case <-time.After(5 * time.Second):
+		}
+	}
+	t.d.fail(&ExitError{ExitRestart, err})
+}
+
+// busyElsewhere reports whether a job of an HSM that works is running.
+func (d *Daemon) busyElsewhere(ctx context.Context) (bool, error) {
+	open, err := d.store.OpenJobs(ctx)
+	if err != nil {
+		return false, err
+	}
+	away := d.tokens.unavailable()
+	return slices.ContainsFunc(open, func(j jobstore.Job) bool {
+		return j.State == jobstore.Running && !slices.Contains(away, j.HSM)
+	}), nil
+}
+
+// unavailable are the names of the HSMs whose jobs are parked.
+func (ts *tokens) unavailable() []string {
+	var away []string
+	for _, name := range slices.Sorted(maps.Keys(ts.m)) {
+		t := ts.m[name]
+		t.mu.Lock()
+		if t.away != nil {
+			away = append(away, name)
+		}
+		t.mu.Unlock()
+	}
+	return away
+}
+
+// blocked says why nothing may log in to the token; "": it may.
+func (t *token) blocked(ctx context.Context) string {
+	logins, err := t.d.store.Logins(ctx, t.name, 2)
+	if err != nil {
+		return ""
+	}
+	return loginBlocked(logins, t.pinIdentity(), t.token.Info().Flags)
+}
+
+// problem is what is wrong with the token; nil: nothing that is known.
+func (t *token) problem(ctx context.Context) *problem {
+	t.mu.Lock()
+	away, since := t.away, t.since
+	t.mu.Unlock()
+	info := t.token.Info()
+	switch {
+	case away != nil:
+		return &problem{"hsm-unavailable", fmt.Sprintf("[hsm.%s]: %v", t.name, away), since}
+	case info.Connected:
+		return nil
+	}
+	if reason := t.blocked(ctx); reason != "" {
+		return &problem{"hsm-login", fmt.Sprintf("[hsm.%s]: byokd does not log in: %s; correct the PIN, then run `byokctl hsm --login %s`", t.name, reason, t.name), t.d.started}
+	}
+	if info.Err != nil {
+		return &problem{"hsm", fmt.Sprintf("[hsm.%s]: %v", t.name, info.Err), t.d.started}
+	}
+	return nil
+}
+
+// get returns a token as the engine uses it.
+func (ts *tokens) get(name string) (lifecycle.HSM, error) {
+	t, ok := ts.m[name]
+	if !ok {
+		return nil, &lifecycle.Fault{Class: lifecycle.Operator, WaitingFor: lifecycle.WaitConfig,
+			Err: fmt.Errorf("there is no [hsm.%s] in byokd.toml: add it and restart byokd", name)}
+	}
+	return engineHSM{t.token}, nil
+}
+
+// close logs out and finalizes the modules.
+func (ts *tokens) close(ctx context.Context) error { return ts.modules.Close(ctx) }
+
+// An engineHSM is a token as the engine wants it.
+type engineHSM struct{ t *hsm.Token }
+
+func (h engineHSM) Algorithm(ctx context.Context) (string, error) {
+	algorithm, err := h.t.Algorithm(ctx)
+	return algorithm, hsmFault(err)
+}
+
+func (h engineHSM) Generate(ctx context.Context, label string, id []byte) error {
+	return hsmFault(h.t.GenerateAES(ctx, hsm.KeyRef{Label: label, ID: id}))
+}
+
+func (h engineHSM) Find(ctx context.Context, label string, id []byte) error {
+	return hsmFault(h.t.Find(ctx, hsm.KeyRef{Label: label, ID: id}))
+}
+
+func (h engineHSM) List(ctx context.Context, prefix string) ([]lifecycle.HSMKey, error) {
+	refs, err := h.t.List(ctx, prefix)
+	keys := make([]lifecycle.HSMKey, len(refs))
+	for i, ref := range refs {
+		keys[i] = lifecycle.HSMKey(ref)
+	}
+	return keys, hsmFault(err)
+}
+
+func (h engineHSM) Wrap(ctx context.Context, label string, id []byte, algorithm string, spki []byte) ([]byte, error) {
+	wrapped, err := h.t.Wrap(ctx, hsm.KeyRef{Label: label, ID: id}, algorithm, spki)
+	return wrapped, hsmFault(err)
+}
+
+func (h engineHSM) Destroy(ctx context.Context, label string, id []byte) error {
+	err := h.t.Destroy(ctx, hsm.KeyRef{Label: label, ID: id})
+	if errors.Is(err, hsm.ErrKeyNotFound) {
+		return nil
+	}
+	return hsmFault(err)
+}
+
+// hsmFault gives an error of a token its class.
+func hsmFault(err error) error {
+	if err == nil {
+		return nil
+	}
+	f := &lifecycle.Fault{Class: lifecycle.Class(hsm.ClassOf(err)), WaitingFor: hsm.WaitingFor(err), Err: err}
+	if errors.Is(err, hsm.ErrKeyNotFound) {
+		f.Err = fmt.Errorf("%w: %w", lifecycle.ErrNotFound, err)
+	}
+	return f
+}

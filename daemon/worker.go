@@ -1,0 +1,280 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"byokd/daemon/jobstore"
+	"byokd/daemon/lifecycle"
+)
+
+const (
+	// defaultWorkers is how many jobs run at once with max_jobs = 0. A rotation
+	// mostly waits: for its turn at GetParametersForImport, one a second per
+	// account and Region, and for the HSM.
+	defaultWorkers = 16
+
+	// Retries of transient and unknown errors are this far apart.
+	firstRetry = time.Second
+	lastRetry  = time.Hour
+
+	// outageRetry bounds the retries while AWS cannot be reached at all: due
+	// work starts within a minute of the network's return.
+	outageRetry = 45 * time.Second
+
+	// operatorRetry is how often a job that waits for a person is tried all the
+	// same, but for one that waits for a PIN.
+	operatorRetry = 6 * time.Hour
+
+	// When BYOK Rotation Failed is sent of a transient failure, and how often again.
+	reportAfter = 15 * time.Minute
+	reportAgain = 24 * time.Hour
+
+	// idleLook is the longest that the claim loop sleeps, for a clock that was set.
+	idleLook = 30 * time.Second
+)
+
+// work claims jobs and runs them until ctx ends, then waits for those that run:
+// each finishes its running step and is put back.
+func (d *Daemon) work(ctx context.Context) {
+	var running sync.WaitGroup
+	defer running.Wait()
+	places := make(chan struct{}, 1024)
+	for ctx.Err() == nil {
+		job, err := d.claim(ctx, len(places))
+		switch {
+		case err != nil:
+			if ctx.Err() == nil {
+				d.storeFailed("claim a job", err)
+				sleep(ctx, 5*time.Second, nil)
+			}
+			continue
+		case job == nil:
+			sleep(ctx, d.untilDue(ctx), d.jobsWake)
+			continue
+		}
+		places <- struct{}{}
+		running.Go(func() {
+			d.runJob(ctx, job)
+			<-places
+			wake(d.jobsWake)
+		})
+	}
+}
+
+// claim takes the next job, or none where there is none, as many as may be run
+// already, or this is not the designated device.
+func (d *Daemon) claim(ctx context.Context, running int) (*jobstore.Job, error) {
+	cfg := d.cfg.Load()
+	limit := cfg.MaxJobs
+	if limit == 0 {
+		limit = defaultWorkers
+	}
+	if !cfg.Designated || running >= limit {
+		return nil, nil
+	}
+	return d.store.Claim(ctx, d.Now(), jobstore.Skip{HSMs: d.tokens.unavailable()})
+}
+
+func (d *Daemon) untilDue(ctx context.Context) time.Duration {
+	due, err := d.store.NextDue(ctx, d.Now())
+	if err != nil || due.IsZero() {
+		return idleLook
+	}
+	return min(max(due.Sub(d.Now()), 10*time.Millisecond), idleLook)
+}
+
+// runJob makes one attempt at a job and stores its outcome.
+func (d *Daemon) runJob(ctx context.Context, row *jobstore.Job) {
+	log := d.log.With("group", row.Group, "job", row.ID, "kind", row.Kind)
+	begun := time.Now()
+	d.changes.notify()
+	job, err := lifecycleJob(row)
+	if err == nil {
+		log.Info("job starts", "trigger", row.Trigger, "attempt", row.Attempt)
+		err = d.attempt(ctx, job)
+	}
+	d.metrics.job(row, err)
+	d.settle(ctx, row, job, err)
+	d.changes.notify()
+
+	elapsed := time.Since(begun).Round(time.Millisecond)
+	switch class := lifecycle.ClassOf(err); class {
+	case "":
+		log.Info("job completed", "elapsed", elapsed)
+	case lifecycle.Interrupted:
+		log.Info("job put back: byokd stops", "elapsed", elapsed)
+	case lifecycle.Operator:
+		log.Error("job waits for a person", "waiting_for", lifecycle.WaitingFor(err), "err", err)
+	case lifecycle.Permanent:
+		log.Error("job given up", "err", err)
+	default:
+		log.Warn("job will be tried again", "attempt", row.Attempt, "err", err)
+	}
+}
+
+// attempt looks at the three places where a group's keys may be, if that has not
+// been done since byokd started, and runs the job.
+func (d *Daemon) attempt(ctx context.Context, job *lifecycle.Job) error {
+	if err := d.groups.reconciled(ctx, job.Group, job.Definition); err != nil {
+		return fmt.Errorf("look for the group's keys: %w", err)
+	}
+	return d.engine.Run(ctx, job)
+}
+
+// settle stores a job's outcome. It goes on trying for as long as byokd runs:
+// what it cannot store is found running at the next start and gone on with.
+func (d *Daemon) settle(ctx context.Context, row *jobstore.Job, job *lifecycle.Job, err error) {
+	for pause := time.Second; ; pause = min(2*pause, 30*time.Second) {
+		serr := d.storeOutcome(context.WithoutCancel(ctx), row, job, err)
+		if serr == nil {
+			d.storeWorks()
+			break
+		}
+		d.storeFailed("store a job's outcome", serr)
+		if !sleep(ctx, pause, nil) {
+			return
+		}
+	}
+	wake(d.jobsWake)
+	if err == nil {
+		d.groups.jobDone(ctx, row, job)
+	}
+}
+
+func (d *Daemon) storeOutcome(ctx context.Context, row *jobstore.Job, job *lifecycle.Job, err error) error {
+	now := d.Now()
+	switch class := lifecycle.ClassOf(err); class {
+	case "":
+		return d.store.Finish(ctx, row.ID, "completed", "", jobstore.Change{})
+	case lifecycle.Interrupted:
+		return d.store.Release(ctx, row.ID)
+	case lifecycle.Permanent:
+		c, _ := d.failureEvent(row, job, err, now, true)
+		return d.store.Finish(ctx, row.ID, "discarded", err.Error(), c)
+	default:
+		retry := jobstore.Retry{WaitingFor: lifecycle.WaitingFor(err), Error: err.Error()}
+		switch {
+		case class == lifecycle.Operator && retry.WaitingFor == lifecycle.WaitPIN:
+			// Never by itself: a token locks.
+		case class == lifecycle.Operator:
+			retry.NextAttempt = now.Add(operatorRetry)
+		default:
+			retry.NextAttempt = now.Add(backoff(row.Attempt, isOutage(err)))
+		}
+		c, reported := d.failureEvent(row, job, err, now, class == lifecycle.Operator)
+		if reported {
+			retry.FailureReported = now
+		}
+		return d.store.Retry(ctx, row.ID, retry, c)
+	}
+}
+
+// backoff is how long to wait after the given attempt: doubling, a quarter of it
+// by chance, so that what failed together does not come back together.
+func backoff(attempt int, outage bool) time.Duration {
+	longest := lastRetry
+	if outage {
+		longest = outageRetry
+	}
+	d := lastRetry
+	if attempt < 12 {
+		d = firstRetry << max(attempt-1, 0)
+	}
+	d = min(d, longest)
+	return d*3/4 + rand.N(d/4+1)
+}
+
+// failureEvent is BYOK Rotation Failed where it is due: at once for what needs a
+// person, after a while for what may heal, then at most daily per job.
+func (d *Daemon) failureEvent(row *jobstore.Job, job *lifecycle.Job, err error, now time.Time, atOnce bool) (jobstore.Change, bool) {
+	if row.Kind != string(lifecycle.Rotate) || job == nil || !d.cfg.Load().Events.Enabled {
+		return jobstore.Change{}, false
+	}
+	first := row.FirstFailed
+	if first.IsZero() {
+		first = now
+	}
+	switch {
+	case !row.FailureReported.IsZero() && now.Sub(row.FailureReported) < reportAgain:
+		return jobstore.Change{}, false
+	case !atOnce && now.Sub(first) < reportAfter:
+		return jobstore.Change{}, false
+	}
+	step := ""
+	for _, s := range job.Steps {
+		if s.State == lifecycle.Failed || s.State == lifecycle.Running {
+			step = s.Name
+		}
+	}
+	event := lifecycle.NewEvent(now, d.origin(job.Definition, job.ID), lifecycle.RotationFailed, nil, map[string]any{
+		"step": orNull(step), "error": err.Error(), "attempt": row.Attempt,
+		"will_retry":  lifecycle.ClassOf(err) != lifecycle.Permanent,
+		"waiting_for": orNull(lifecycle.WaitingFor(err)),
+	})
+	return jobstore.Change{Events: []jobstore.Event{jobstore.Event(event)}}, true
+}
+
+// origin is what events of a definition say of where they come from.
+func (d *Daemon) origin(def lifecycle.Definition, jobID string) lifecycle.Origin {
+	return lifecycle.Origin{Host: d.host, Group: def.Group, Region: def.Region, Account: d.groups.account(def.Group),
+		Credential: def.Credential, JobID: jobID}
+}
+
+func orNull(s string) any {
+	if s == "" {
+		return nil
+	}
+	return s
+}
+
+// lifecycleJob is a job row as the engine sees it.
+func lifecycleJob(row *jobstore.Job) (*lifecycle.Job, error) {
+	job := &lifecycle.Job{ID: row.ID, Kind: lifecycle.Kind(row.Kind), Group: row.Group, Generation: row.Generation,
+		Trigger: row.Trigger, CreatedAt: row.CreatedAt}
+	for _, s := range row.Steps {
+		job.Steps = append(job.Steps, lifecycle.Step{Name: s.Name, State: lifecycle.StepState(s.State),
+			StartedAt: s.StartedAt, FinishedAt: s.FinishedAt, Message: s.Message, Data: s.Data})
+	}
+	err := json.Unmarshal(row.Definition, &job.Definition)
+	job.Definition.Group = row.Group // the snapshot has the name from before a rename
+	if err == nil && len(row.Request) > 0 {
+		err = json.Unmarshal(row.Request, &job.Request)
+	}
+	if err != nil {
+		return job, &lifecycle.Fault{Class: lifecycle.Permanent, Err: fmt.Errorf("the job's row cannot be read: %w", err)}
+	}
+	return job, nil
+}
+
+// storeFailed tells, once per outage, that the database cannot be written.
+func (d *Daemon) storeFailed(what string, err error) {
+	p := &problem{code: "database", since: d.Now()}
+	switch {
+	case jobstore.IsFull(err):
+		p.message = fmt.Sprintf("the disk with %s is full: make room; byokd goes on by itself then", d.cfg.Load().Database())
+	case jobstore.IsReadOnly(err):
+		p.message = fmt.Sprintf("%s cannot be written: mount its file system writable and check its permissions; byokd goes on by itself then", d.cfg.Load().Database())
+	case jobstore.IsDamaged(err):
+		d.fail(&ExitError{ExitHelpless, fmt.Errorf("the database %s is damaged: move it away, run `byokctl init` and start byokd, which finds its keys again in KMS and the HSM: %w", d.cfg.Load().Database(), err)})
+		return
+	default:
+		p.message = fmt.Sprintf("%s: %v", what, err)
+	}
+	if d.storing.CompareAndSwap(nil, p) {
+		d.log.Error("the database does not take what it should", "what", what, "err", err, "advice", p.message)
+	}
+}
+
+func (d *Daemon) storeWorks() {
+	if d.storing.Swap(nil) != nil {
+		d.log.Info("the database can be written again")
+	}
+}
+
+var errHSMUnavailable = errors.New("the HSM is unavailable")
