@@ -267,14 +267,10 @@ func (d *Daemon) Cancel(ctx context.Context, id string, by string) (control.Job,
 // that one again, and tries once.
 func (d *Daemon) HSM(ctx context.Context, login string, by string) ([]control.HSMStatus, error) {
 	if login != "" {
-		t, ok := d.tokens.m[login]
-		if !ok {
-			return nil, controlError(control.Usage, "there is no [hsm.%s] in byokd.toml; there are %v", login, slices.Sorted(maps.Keys(d.tokens.m)))
-		}
-		if err := d.store.PermitLogin(ctx, login, jobstore.AuditEntry{Actor: by, Action: "permit login", Detail: "[hsm." + login + "]"}); err != nil {
+		if err := d.tokens.permit(ctx, login, by); err != nil {
 			return nil, err
 		}
-		t.look(ctx)
+		d.tokens.m[login].look(ctx)
 	}
 	statuses := []control.HSMStatus{}
 	for _, name := range slices.Sorted(maps.Keys(d.tokens.m)) {

@@ -127,6 +127,7 @@ type Daemon struct {
 	jobsWake   chan struct{} // a job may have become claimable
 	outboxWake chan struct{} // an event may have become due
 	groupsWake chan struct{} // a group may have to be reconciled
+	loadWake   chan struct{} // the group files are to be read again
 	changes    *broadcast    // something about a job has changed
 
 	loading  sync.Mutex // one reload, watched change or request at a time
@@ -159,7 +160,7 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 		o.Notifier = new(systemd.Notifier)
 	}
 	d := &Daemon{Options: o, log: o.Logger, started: o.Now(),
-		jobsWake: make(chan struct{}, 1), outboxWake: make(chan struct{}, 1), groupsWake: make(chan struct{}, 1),
+		jobsWake: make(chan struct{}, 1), outboxWake: make(chan struct{}, 1), groupsWake: make(chan struct{}, 1), loadWake: make(chan struct{}, 1),
 		changes: newBroadcast(), fatal: make(chan error, 1)}
 	if d.host, err = os.Hostname(); err != nil {
 		return nil, fmt.Errorf("read this machine's name: %w", err)
@@ -201,6 +202,9 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 
 	d.metrics = newMetrics(d)
 	d.cloud = cloud.New(d.cloudSettings(cfg))
+	if err := d.cloud.Validate(); err != nil {
+		return nil, &ExitError{ExitHelpless, err}
+	}
 	d.tokens = newTokens(d, cfg)
 	d.engine = d.newEngine()
 	d.groups = newGroups(d)
@@ -254,12 +258,16 @@ func (d *Daemon) run(ctx context.Context) error {
 	loop(d.tokens.run)
 	loop(d.watchRequests)
 	loop(d.housekeep)
+	loop(d.upkeep)
 	loop(d.metrics.serve)
 	loop(d.reloads)
 	if d.Clock != nil {
 		d.Clock(d.wakeAll)
 	}
 
+	for _, e := range d.endpoints() {
+		d.log.Warn("an AWS endpoint is overridden: it decides under whose key HSM keys are wrapped", "service", e.Service, "region", string(e.Region), "url", e.URL)
+	}
 	d.log.Info("byokd is ready", "version", d.Version, "groups", d.groups.count(), "designated", d.cfg.Load().Designated)
 	d.Notifier.Ready()
 	if d.Started != nil {
@@ -302,6 +310,8 @@ func (d *Daemon) reloads(ctx context.Context) {
 			d.Notifier.Reloading()
 			d.reload(ctx)
 			d.Notifier.Ready()
+		case <-d.loadWake:
+			d.load(ctx, triggerWatch)
 		}
 	}
 }

@@ -603,3 +603,130 @@ func TestForceValueRotatesOnce(t *testing.T) {
 		t.Errorf("active generation = %d, want 2: a value counts once", n)
 	}
 }
+
+// A changed alias: the new one is made at the active key, the old one stays and
+// is a problem until it is gone or given up.
+func TestAliasChanged(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.group("payments", every, "")
+	w.untilGeneration("payments", 1)
+	key := w.alias("payments")
+	renamed := func(more string) {
+		w.write("groups.d/payments.toml", "[rotation]\n"+every+"\n[aws]\nregion = \""+testRegion+"\"\nalias = \"alias/cards\"\n"+more)
+	}
+	renamed("")
+	w.until("the new alias is at the active key", func() bool { return w.alias("cards") == key })
+	w.until("the old alias is a problem", func() bool { return strings.Contains(w.problem("payments", "old-alias"), "alias/payments") })
+	w.until("an event tells of it", func() bool { return len(w.eventDetails("KMS Alias Moved")) == 2 })
+	if e := w.eventDetails("KMS Alias Moved")[1]; e["alias"] != "alias/cards" || e["previous_key_id"] != nil || e["new_key_id"] != key {
+		t.Errorf("event = %v", e)
+	}
+	w.until("jobs have ended", func() bool { return len(w.openJobs("payments")) == 0 })
+	if _, err := w.client.Rotate(t.Context(), []string{"payments"}, false); err != nil {
+		t.Fatal(err)
+	}
+	w.untilGeneration("payments", 2)
+	if w.alias("payments") != key || w.alias("cards") == key {
+		t.Errorf("the old alias is at %s, the new one at %s; only the new one moves", w.alias("payments"), w.alias("cards"))
+	}
+	w.restart()
+	w.until("the old alias is a problem after a restart", func() bool { return w.problem("payments", "old-alias") != "" })
+	renamed("former_aliases = [\"alias/payments\"]\n")
+	w.until("it is no problem once given up", func() bool { return w.problem("payments", "old-alias") == "" })
+}
+
+// A renamed file with previous_name is the same group; without it, it is refused.
+func TestFileRenamed(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.group("payments", every, "")
+	w.untilGeneration("payments", 1)
+	key := w.alias("payments")
+	content, err := os.ReadFile(w.path("groups.d/payments.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(w.path("groups.d/payments.toml"), w.path("groups.d/cards.toml")); err != nil {
+		t.Fatal(err)
+	}
+	w.until("the new name is refused", func() bool { return strings.Contains(w.problem("cards", "invalid"), "previous_name") })
+	w.write("groups.d/cards.toml", string(content)+"previous_name = \"payments\"\n")
+	w.untilGeneration("cards", 1)
+	if w.status("payments").Group != "" {
+		t.Error("the old name is still a group")
+	}
+	w.until("the tag has the new name", func() bool {
+		k, _ := w.sim.Key(testAccount, testRegion, key)
+		return k.Tags["byokd:group"] == "cards"
+	})
+	w.until("jobs have ended", func() bool { return len(w.openJobs("cards")) == 0 })
+	if _, err := w.client.Rotate(t.Context(), []string{"cards"}, false); err != nil {
+		t.Fatal(err)
+	}
+	w.untilGeneration("cards", 2)
+	if n := len(w.keys()); n != 2 {
+		t.Errorf("there are %d KMS keys, want 2", n)
+	}
+}
+
+// A file that goes ends the rotations and touches no key; one that comes back is
+// the same group.
+func TestFileGoneAndBack(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.group("payments", every, "")
+	w.untilGeneration("payments", 1)
+	if err := os.Remove(w.path("groups.d/payments.toml")); err != nil {
+		t.Fatal(err)
+	}
+	w.until("the group is removed", func() bool { return w.status("payments").State == control.GroupRemoved })
+	if _, err := w.client.Rotate(t.Context(), []string{"payments"}, false); err == nil {
+		t.Error("a removed group can be rotated")
+	}
+	w.restart()
+	w.until("it is removed after a restart too", func() bool { return w.status("payments").State == control.GroupRemoved })
+	w.group("payments", every, "")
+	w.until("it is back", func() bool { return w.status("payments").State == control.GroupOK })
+	if n := len(w.jobs("payments")); n != 1 || len(w.keys()) != 1 {
+		t.Errorf("there are %d jobs and %d keys", n, len(w.keys()))
+	}
+}
+
+// active_key_id takes over a key that was made by hand.
+func TestAdoption(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.group("old", every, "")
+	w.untilGeneration("old", 1)
+	byHand := w.alias("old")
+	w.halt()
+	// Another machine, where nothing is known of that key but its ID.
+	other := newWorld(t)
+	other.sim, other.aws = w.sim, w.aws
+	other.configure("")
+	tags := "byokd:group"
+	other.start()
+	other.write("groups.d/new.toml", "[rotation]\n"+every+"\n[aws]\nregion = \""+testRegion+"\"\nalias = \"alias/old\"\n")
+	other.until("the alias of somebody else is not taken", func() bool {
+		return strings.Contains(other.problem("new", "alias"), `active_key_id = "`+byHand+`"`)
+	})
+	if len(w.keys()) != 1 {
+		t.Fatal("a key was made")
+	}
+	other.write("groups.d/new.toml", "[rotation]\n"+every+"\n[aws]\nregion = \""+testRegion+"\"\nalias = \"alias/old\"\nactive_key_id = \""+byHand+"\"\n")
+	other.until("it is generation 0", func() bool { n := other.status("new").Active.Generation; return n != nil && *n == 0 })
+	jobs, err := other.client.Rotate(t.Context(), []string{"new"}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if job := other.finished(jobs[0].ID); job.State != control.JobCompleted {
+		t.Fatalf("job = %+v", job)
+	}
+	if now := w.alias("old"); now == byHand {
+		t.Error("the alias has not moved")
+	}
+	if k, _ := w.sim.Key(testAccount, testRegion, byHand); k.State != "Enabled" || k.Tags[tags] != "old" {
+		t.Errorf("the adopted key: %+v", k)
+	}
+}

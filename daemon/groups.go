@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -167,7 +168,9 @@ func (d *Daemon) apply(ctx context.Context, cfg *config.Config, set *config.Set,
 	now := d.Now()
 	inDB := make(map[string]jobstore.Group)
 	for _, row := range rows {
-		inDB[row.Name] = row
+		if row.Definition != nil { // else only events tell of it: it never was good
+			inDB[row.Name] = row
+		}
 	}
 	good := make(map[string]*config.Group)
 	bad := make(map[string]config.Problems)
@@ -186,7 +189,13 @@ func (d *Daemon) apply(ctx context.Context, cfg *config.Config, set *config.Set,
 			continue
 		}
 		if err := d.store.RenameGroup(ctx, old, name); err != nil {
-			d.storeFailed("rename a group", err)
+			// Not a group of its own before it has taken over the old one's keys.
+			delete(good, name)
+			if errors.Is(err, jobstore.ErrRunning) {
+				d.log.Info("group is renamed when its job has ended", "group", name, "previous_name", old)
+			} else {
+				d.storeFailed("rename a group", err)
+			}
 			continue
 		}
 		d.log.Info("group was renamed", "group", name, "previous_name", old)
@@ -278,6 +287,11 @@ func (d *Daemon) accept(ctx context.Context, g, last *config.Group, row jobstore
 	now := d.Now()
 	digest := g.Digest()
 	isNew := row.Name == ""
+	if last != nil {
+		if err := d.rememberAlias(ctx, g, last, row); err != nil {
+			return err
+		}
+	}
 	if isNew || row.Digest != digest {
 		definition, err := g.MarshalDefinition()
 		if err != nil {
@@ -337,6 +351,44 @@ func (d *Daemon) accept(ctx context.Context, g, last *config.Group, row jobstore
 		}
 	}
 	d.plan(g.Name)
+	return nil
+}
+
+// rememberAlias keeps an alias that the definition no longer names in mind until
+// it is gone or given up in former_aliases: it moves no more.
+func (d *Daemon) rememberAlias(ctx context.Context, g, last *config.Group, row jobstore.Group) error {
+	old := slices.Clone(row.OldAliases)
+	if last.AWS.Alias != g.AWS.Alias && !slices.Contains(old, last.AWS.Alias) && d.generationsOf(ctx)(g.Name) {
+		old = append(old, last.AWS.Alias)
+	}
+	old = slices.DeleteFunc(old, func(alias string) bool {
+		return alias == g.AWS.Alias || slices.Contains(g.AWS.FormerAliases, alias)
+	})
+	if slices.Equal(old, row.OldAliases) {
+		return nil
+	}
+	return d.store.SetOldAliases(ctx, g.Name, old)
+}
+
+// lookForOldAliases forgets those that are gone.
+func (d *Daemon) lookForOldAliases(ctx context.Context, g group) error {
+	kms, err := d.kms(g.def.Credential, g.def.AWS.Region)
+	if err != nil {
+		return err
+	}
+	var left []string
+	for _, alias := range g.row.OldAliases {
+		if _, err := kms.DescribeKey(ctx, alias); !errors.Is(err, lifecycle.ErrNotFound) {
+			left = append(left, alias)
+		}
+	}
+	if len(left) == len(g.row.OldAliases) {
+		return nil
+	}
+	if err := d.store.SetOldAliases(ctx, g.name, left); err != nil {
+		return err
+	}
+	d.groups.update(g.name, func(g *group) { g.row.OldAliases = left })
 	return nil
 }
 
@@ -657,6 +709,9 @@ func (gs *groups) jobDone(ctx context.Context, row *jobstore.Job, job *lifecycle
 		}
 	}
 	d.plan(row.Group)
+	if g.gone {
+		wake(d.loadWake) // it may have been in the way of a rename
+	}
 }
 
 // An ask is a wish for a job.
@@ -678,8 +733,12 @@ func (d *Daemon) enqueue(ctx context.Context, a ask) (jobstore.Job, bool, error)
 		by = a.trigger
 	}
 	now := d.Now()
+	number := 0
+	if a.request.Generation != nil {
+		number = *a.request.Generation
+	}
 	row, joined, err := d.store.Enqueue(ctx, jobstore.NewJob{
-		Kind: string(a.kind), Group: a.group.Name, HSM: a.group.HSM, Trigger: a.trigger, UniqueKey: a.key,
+		Kind: string(a.kind), Group: a.group.Name, Generation: number, HSM: a.group.HSM, Trigger: a.trigger, UniqueKey: a.key,
 		Definition: mustJSON(d.definition(a.group)), Request: mustJSON(a.request), Urgent: a.urgent,
 		DueAt: now, ScheduledAt: a.tick, Steps: lifecycle.Steps(a.kind),
 		Audit: []jobstore.AuditEntry{{At: now, Group: a.group.Name, Actor: by, Action: "ask for " + string(a.kind), Detail: "trigger " + a.trigger}},

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"maps"
 	"time"
 
 	"byokd/daemon/control"
@@ -20,10 +21,13 @@ const (
 
 	// pruneEvery is how often finished jobs past their retention are removed.
 	pruneEvery = 12 * time.Hour
+
+	// aliasEvery is how often it is looked whether old aliases are gone.
+	aliasEvery = time.Hour
 )
 
-// housekeep looks at what changes by time alone, feeds the watchdog and tells
-// systemd how things are.
+// housekeep looks at what changes by time alone, tells systemd how things are,
+// and feeds the watchdog. It does nothing that waits for a network or a token.
 func (d *Daemon) housekeep(ctx context.Context) {
 	every := tidyEvery
 	watchdog := d.Notifier.Watchdog()
@@ -32,15 +36,11 @@ func (d *Daemon) housekeep(ctx context.Context) {
 	}
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
-	var tidied, pruned time.Time
+	var tidied time.Time
 	for {
 		if time.Since(tidied) >= tidyEvery {
 			tidied = time.Now()
 			d.tidy(ctx)
-		}
-		if time.Since(pruned) >= pruneEvery {
-			pruned = time.Now()
-			d.prune(ctx)
 		}
 		watchdog.Ping()
 		select {
@@ -49,6 +49,59 @@ func (d *Daemon) housekeep(ctx context.Context) {
 		case <-ticker.C:
 		}
 	}
+}
+
+// upkeep does what is seldom to be done: it removes old jobs, looks whether old
+// aliases are gone, and whether a credential file has changed.
+func (d *Daemon) upkeep(ctx context.Context) {
+	ticker := time.NewTicker(tidyEvery)
+	defer ticker.Stop()
+	var pruned, looked time.Time
+	identity := d.credentialFiles()
+	for {
+		if time.Since(pruned) >= pruneEvery {
+			pruned = time.Now()
+			d.prune(ctx)
+		}
+		if time.Since(looked) >= aliasEvery {
+			looked = time.Now()
+			d.oldAliases(ctx)
+		}
+		if now := d.credentialFiles(); !maps.Equal(now, identity) {
+			identity = now
+			d.log.Info("a credential file has changed: what waits for a permission is tried again")
+			d.permissionsChanged(ctx)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+// credentialFiles tells versions of the access key files apart.
+func (d *Daemon) credentialFiles() map[string]string {
+	files := make(map[string]string)
+	for name, c := range d.cfg.Load().Credentials {
+		if file, ok := c.AccessKeySource(); ok {
+			files[name] = fileIdentity(file.Path())
+		}
+	}
+	return files
+}
+
+// permissionsChanged tries again what waited for a permission.
+func (d *Daemon) permissionsChanged(ctx context.Context) {
+	if _, err := d.store.Wake(ctx, jobstore.WakeFilter{WaitingFor: []string{lifecycle.WaitPermission}}); err != nil {
+		d.storeFailed("wake jobs", err)
+	}
+	if _, err := d.store.WakeEvents(ctx); err != nil {
+		d.storeFailed("wake events", err)
+	}
+	d.groups.lookAgain()
+	wake(d.jobsWake)
+	wake(d.outboxWake)
 }
 
 // tidy reports groups that have been invalid or overdue for long enough.
@@ -70,7 +123,7 @@ func (d *Daemon) tidy(ctx context.Context) {
 		if worst == "" && len(s.Problems) > 0 {
 			worst = name + ": " + s.Problems[0].Message
 		}
-		if !d.cfg.Load().Designated || g.def == nil {
+		if !d.cfg.Load().Designated {
 			continue
 		}
 		if err := d.report(ctx, g, s, v); err != nil && ctx.Err() == nil {
@@ -82,7 +135,13 @@ func (d *Daemon) tidy(ctx context.Context) {
 
 // report emits the events of a group that is invalid or overdue, once per cause.
 func (d *Daemon) report(ctx context.Context, g group, s control.GroupStatus, v *view) error {
-	def := d.definition(g.def)
+	def := lifecycle.Definition{Group: g.name, Region: d.cfg.Load().Events.Region, Credential: d.cfg.Load().Events.Credential}
+	if g.def != nil {
+		def = d.definition(g.def)
+	}
+	if def.Region == "" || def.Credential == "" {
+		return nil // there is no way for its events; log, metric and status tell
+	}
 	if g.invalid != nil && !g.invalidReported && v.now.Sub(g.since) >= invalidAfter {
 		var problems []string
 		for _, p := range g.invalid {
@@ -128,6 +187,19 @@ func (d *Daemon) statusLine(worst string) string {
 		line += "; " + worst
 	}
 	return line
+}
+
+// oldAliases looks whether aliases that moved out of definitions are gone.
+func (d *Daemon) oldAliases(ctx context.Context) {
+	for _, name := range d.groups.names() {
+		g, ok := d.groups.get(name)
+		if !ok || g.def == nil || len(g.row.OldAliases) == 0 {
+			continue
+		}
+		if err := d.lookForOldAliases(ctx, g); err != nil && ctx.Err() == nil {
+			d.log.Warn("it cannot be seen whether old aliases are gone", "group", name, "err", err)
+		}
+	}
 }
 
 // prune removes finished jobs past their retention.

@@ -18,11 +18,11 @@ import (
 // metrics are what Prometheus sees of byokd. Counters are kept as things
 // happen, everything else is read when it is asked for.
 type metrics struct {
-	d        *Daemon
-	registry *prometheus.Registry
-	jobs     *prometheus.CounterVec
-	steps    *prometheus.HistogramVec
-	requests *prometheus.CounterVec
+	d         *Daemon
+	registry  *prometheus.Registry
+	jobs      *prometheus.CounterVec
+	durations *prometheus.HistogramVec
+	requests  *prometheus.CounterVec
 }
 
 func newMetrics(d *Daemon) *metrics {
@@ -31,12 +31,12 @@ func newMetrics(d *Daemon) *metrics {
 		registry: prometheus.NewRegistry(),
 		jobs: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "byokd_jobs_total",
 			Help: "Attempts at jobs by how they ended: completed, or the class of their error."}, []string{"group", "kind", "result"}),
-		steps: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "byokd_step_duration_seconds",
+		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "byokd_step_duration_seconds",
 			Help: "How long the steps of completed jobs took.", Buckets: prometheus.ExponentialBuckets(0.005, 3, 10)}, []string{"step"}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "byokd_aws_requests_total",
 			Help: "Requests sent to AWS by operation and answer."}, []string{"operation", "code"}),
 	}
-	m.registry.MustRegister(m.jobs, m.steps, m.requests, collector{m})
+	m.registry.MustRegister(m.jobs, m.durations, m.requests, collector{m})
 	return m
 }
 
@@ -54,11 +54,11 @@ func (m *metrics) job(row *jobstore.Job, err error) {
 	m.jobs.WithLabelValues(row.Group, row.Kind, result).Inc()
 }
 
-// step notes how long the steps of a job took.
-func (m *metrics) step(job *lifecycle.Job) {
+// steps notes how long the steps of a job took.
+func (m *metrics) steps(job *lifecycle.Job) {
 	for _, s := range job.Steps {
 		if s.State == lifecycle.Done && !s.StartedAt.IsZero() {
-			m.steps.WithLabelValues(s.Name).Observe(s.FinishedAt.Sub(s.StartedAt).Seconds())
+			m.durations.WithLabelValues(s.Name).Observe(s.FinishedAt.Sub(s.StartedAt).Seconds())
 		}
 	}
 }

@@ -10,7 +10,6 @@ import (
 	"byokd/cloud"
 	"byokd/config"
 	"byokd/daemon/jobstore"
-	"byokd/daemon/lifecycle"
 )
 
 const (
@@ -267,16 +266,4 @@ func (o *outbox) problem() *problem {
 	}
 	p := *o.failure
 	return &p
-}
-
-// emit writes an event that belongs to no job.
-func (d *Daemon) emit(ctx context.Context, e lifecycle.Event) error {
-	if !d.cfg.Load().Events.Enabled {
-		return nil
-	}
-	if err := d.store.Emit(ctx, jobstore.Event(e)); err != nil {
-		return err
-	}
-	wake(d.outboxWake)
-	return nil
 }

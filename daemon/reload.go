@@ -7,8 +7,6 @@ import (
 
 	"byokd/config"
 	"byokd/daemon/control"
-	"byokd/daemon/jobstore"
-	"byokd/daemon/lifecycle"
 )
 
 // reload does what SIGHUP asks for: byokd.toml is read anew, then all group
@@ -30,15 +28,9 @@ func (d *Daemon) reload(ctx context.Context) {
 	d.setLog(next)
 	if slices.ContainsFunc(follow, func(key string) bool { return strings.HasPrefix(key, "credentials") }) {
 		d.cloud.SetCredentials(credentials(next))
-		// What waits for a permission may have got it.
-		if _, err := d.store.Wake(ctx, jobstore.WakeFilter{WaitingFor: []string{lifecycle.WaitPermission}}); err != nil {
-			d.storeFailed("wake jobs", err)
-		}
 	}
+	d.permissionsChanged(ctx) // a person has been at work
 	d.outbox.forget()
-	if _, err := d.store.WakeEvents(ctx); err != nil {
-		d.storeFailed("wake events", err)
-	}
 	if !old.Designated && next.Designated {
 		d.log.Info("this is the designated device now")
 		d.groups.lookAnew()
@@ -47,7 +39,6 @@ func (d *Daemon) reload(ctx context.Context) {
 		d.log.Warn("this is no longer the designated device: nothing in AWS or the HSM is changed from here")
 	}
 	d.load(ctx, triggerSighup)
-	d.groups.lookAgain()
 	d.reloaded.Store(&control.Reload{At: control.At(d.Now()), OK: true})
 	d.log.Info("reloaded", "groups", d.groups.count())
 	d.wakeAll()

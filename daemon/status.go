@@ -166,6 +166,9 @@ func (d *Daemon) groupProblems(g group, v *view) []control.Problem {
 	if g.lookErr != nil {
 		add("pending", "byokd cannot look for the group's keys, and makes none before it can: "+g.lookErr.Error(), g.lookSince)
 	}
+	for _, alias := range g.row.OldAliases {
+		add("old-alias", fmt.Sprintf("%s was the group's alias and moves no more: delete it when nothing uses it, or list it in former_aliases", alias), g.row.EnabledAt)
+	}
 	if g.found != nil {
 		for _, f := range g.found.Problems {
 			add(f.Code, f.Message, g.foundAt)

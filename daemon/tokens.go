@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"os"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"byokd/config"
+	"byokd/daemon/control"
 	"byokd/daemon/jobstore"
 	"byokd/daemon/lifecycle"
 	"byokd/hsm"
@@ -81,12 +83,16 @@ func (t *token) pin(context.Context) ([]byte, error) {
 	return slices.Clone(secret.Reveal()), nil
 }
 
-// pinIdentity tells versions of the PIN file apart without looking at the PIN.
+// pinIdentity tells versions of the PIN file apart; "" for a credential.
 func (t *token) pinIdentity() string {
-	path := t.cfg.PINSource().Path()
-	if t.cfg.PINCredential != "" || path == "" {
+	if t.cfg.PINCredential != "" {
 		return ""
 	}
+	return fileIdentity(t.cfg.PINSource().Path())
+}
+
+// fileIdentity tells versions of a file apart without looking into it.
+func fileIdentity(path string) string {
 	info, err := os.Stat(path)
 	if err != nil {
 		return "missing"
@@ -319,6 +325,48 @@ func (t *token) problem(ctx context.Context) *problem {
 		return &problem{"hsm", fmt.Sprintf("[hsm.%s]: %v", t.name, info.Err), t.d.started}
 	}
 	return nil
+}
+
+// LookAtHSMs does what `byokctl hsm` shows where no byokd runs: it logs in to the
+// tokens of a configuration, under the same record of logins as byokd, and
+// returns their state. With login not empty it first lifts the block on logging
+// in to that one, and looks at no other. It fails while a byokd runs on the same
+// state.
+func LookAtHSMs(ctx context.Context, cfg *config.Config, login, by string) (_ []control.HSMStatus, err error) {
+	store, err := jobstore.Open(ctx, cfg.Database(), jobstore.Options{})
+	if err != nil {
+		return nil, err
+	}
+	d := &Daemon{Options: DefaultOptions(), log: slog.New(slog.DiscardHandler), store: store, started: time.Now()}
+	ts := newTokens(d, cfg)
+	defer func() {
+		closeCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), hsmCloseTimeout)
+		defer cancel()
+		err = errors.Join(err, ts.close(closeCtx), store.Close())
+	}()
+	if login != "" {
+		if err := ts.permit(ctx, login, by); err != nil {
+			return nil, err
+		}
+	}
+	var statuses []control.HSMStatus
+	for _, name := range slices.Sorted(maps.Keys(ts.m)) {
+		if login != "" && name != login {
+			continue
+		}
+		// What is wrong with it is in its status.
+		_ = ts.m[name].token.Connect(ctx)
+		statuses = append(statuses, ts.m[name].status(ctx))
+	}
+	return statuses, nil
+}
+
+// permit lifts the block on logging in to a token.
+func (ts *tokens) permit(ctx context.Context, name, by string) error {
+	if ts.m[name] == nil {
+		return controlError(control.Usage, "there is no [hsm.%s] in byokd.toml; there are %v", name, slices.Sorted(maps.Keys(ts.m)))
+	}
+	return ts.d.store.PermitLogin(ctx, name, jobstore.AuditEntry{Actor: by, Action: "permit login", Detail: "[hsm." + name + "]"})
 }
 
 // get returns a token as the engine uses it.

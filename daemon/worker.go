@@ -143,6 +143,7 @@ func (d *Daemon) settle(ctx context.Context, row *jobstore.Job, job *lifecycle.J
 	}
 	wake(d.jobsWake)
 	if err == nil {
+		d.metrics.steps(job)
 		d.groups.jobDone(ctx, row, job)
 	}
 }

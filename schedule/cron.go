@@ -122,7 +122,7 @@ func (s *cronSchedule) Next(t time.Time) time.Time {
 	after, period := t, t.In(s.loc) // any instant in the period of constant offset that is looked at
 	for {
 		shift := offset(period)
-		_, end := period.ZoneBounds()
+		end := constantUntil(period)
 		reading := s.nextReading(after.UTC().Add(shift))
 		if reading.IsZero() {
 			return time.Time{}
@@ -184,6 +184,18 @@ func shownBefore(reading, at time.Time) bool {
 			return true
 		}
 	}
+}
+
+// constantUntil returns a time after t up to which the offset from UTC stays
+// as it is at t; the zero time means for ever.
+func constantUntil(t time.Time) time.Time {
+	_, end := t.ZoneBounds()
+	if !end.IsZero() && !end.After(t) {
+		// In leap years from 2040 on, ZoneBounds of Go 1.26 takes the year to
+		// end a day early, and so returns an end in the past on its last day.
+		end = t.Add(time.Hour)
+	}
+	return end
 }
 
 func offset(t time.Time) time.Duration {

@@ -2,10 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"text/tabwriter"
 
+	"byokd/config"
+	"byokd/daemon"
 	"byokd/daemon/control"
 
 	"github.com/spf13/cobra"
@@ -17,7 +21,8 @@ func (t *tool) hsmCommand() *cobra.Command {
 		Use:   "hsm",
 		Short: "Show what the tokens can do",
 		Long: `Show what the tokens can do: ways to wrap that were proven, the algorithm that was
-chosen and why. A running byokd is asked.
+chosen and why. A running byokd is asked; only where none runs does byokctl log in
+itself, under byokd's record of logins.
 
 After a wrong PIN byokd does not log in to that token again, since tokens lock;
 --login makes it try once more.`,
@@ -44,6 +49,9 @@ func (t *tool) hsm(ctx context.Context, login string) error {
 	} else {
 		hsms, err = client.HSM(ctx)
 	}
+	if errors.Is(err, control.ErrUnreachable) {
+		hsms, err = t.hsmWithoutDaemon(ctx, login, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -60,6 +68,25 @@ func (t *tool) hsm(ctx context.Context, login string) error {
 		return failed("the login to HSM %s did not succeed", login)
 	}
 	return nil
+}
+
+// hsmWithoutDaemon logs in to the tokens itself, under the daemon's record of
+// logins, where that is possible for the caller and no daemon runs. Otherwise
+// the error is that the daemon cannot be reached.
+func (t *tool) hsmWithoutDaemon(ctx context.Context, login string, unreachable error) ([]control.HSMStatus, error) {
+	cfg, err := config.Load(t.config, config.DefaultOptions())
+	if err != nil {
+		return nil, unreachable // not the daemon's machine, or not for this caller
+	}
+	hsms, err := daemon.LookAtHSMs(ctx, cfg, login, fmt.Sprintf("uid %d", os.Getuid()))
+	if _, ok := errors.AsType[*control.Error](err); ok {
+		return nil, err
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w; and byokctl cannot look at the tokens itself: %v", unreachable, err)
+	}
+	fmt.Fprintln(t.stderr, "byokd does not run: byokctl has logged in itself")
+	return hsms, nil
 }
 
 func (t *tool) printHSMs(hsms []control.HSMStatus) error {

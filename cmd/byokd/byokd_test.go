@@ -229,6 +229,9 @@ func TestPrograms(t *testing.T) {
 	if out, status := m.byokctl("init"); status != 0 {
 		t.Errorf("a second byokctl init: status %d, %s", status, out)
 	}
+	if out, status := m.byokctl("hsm"); status != 0 || !strings.Contains(out, "RSAES_OAEP_SHA_1") {
+		t.Errorf("byokctl hsm without a daemon: status %d, %s", status, out)
+	}
 	m.start()
 	m.write("groups.d/bad.toml", "[rotation]\nevery = 90\n")
 	m.group("payments", "")

@@ -24,14 +24,16 @@ type Group struct {
 
 	OverdueReported time.Time // the due time that ReportOverdue last told of
 	InvalidReported string    // the problems that ReportInvalid last told of
+
+	OldAliases []string // that the definition named before, and that may still be there
 }
 
 const groupColumns = `name, definition, digest, applied_digest, hsm, account, first_seen, enabled_at, removed_at, last_tick, sequence,
-	overdue_reported, invalid_reported`
+	overdue_reported, invalid_reported, old_aliases`
 
 func scanGroup(row scanner) (g Group, err error) {
 	err = row.Scan(&g.Name, &g.Definition, &g.Digest, &g.AppliedDigest, &g.HSM, &g.Account, scanTime(&g.FirstSeen), scanTime(&g.EnabledAt),
-		scanTime(&g.RemovedAt), scanTime(&g.LastTick), &g.Sequence, scanTime(&g.OverdueReported), &g.InvalidReported)
+		scanTime(&g.RemovedAt), scanTime(&g.LastTick), &g.Sequence, scanTime(&g.OverdueReported), &g.InvalidReported, jsonScanner{&g.OldAliases})
 	return g, err
 }
 
@@ -114,6 +116,11 @@ func (s *Store) SetEnabled(ctx context.Context, name string, at time.Time) error
 // SetRemoved records when the group's file went; zero: it is there.
 func (s *Store) SetRemoved(ctx context.Context, name string, at time.Time) error {
 	return s.setGroup(ctx, "removal", name, "removed_at = ?", millis(at))
+}
+
+// SetOldAliases stores the aliases that the group's definition named before.
+func (s *Store) SetOldAliases(ctx context.Context, name string, aliases []string) error {
+	return s.setGroup(ctx, "old aliases", name, "old_aliases = ?", jsonText(aliases))
 }
 
 // SetAccount records the AWS account behind the group's credential.

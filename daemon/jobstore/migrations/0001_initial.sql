@@ -13,7 +13,8 @@ CREATE TABLE groups (
     last_tick        INTEGER,                     -- nominal time of the latest tick that was dealt with
     sequence         INTEGER NOT NULL DEFAULT 0,  -- of the latest event
     overdue_reported INTEGER,                     -- due time of the latest Overdue event
-    invalid_reported TEXT NOT NULL DEFAULT ''     -- digest of the problems last told of
+    invalid_reported TEXT NOT NULL DEFAULT '',    -- digest of the problems last told of
+    old_aliases      TEXT                         -- JSON array: aliases that the definition named before
 ) STRICT;
 
 CREATE TABLE generations (
