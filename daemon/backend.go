@@ -26,7 +26,8 @@ func unknownGroup(name string) error {
 
 // Status returns the state of the named groups, or of all.
 func (d *Daemon) Status(ctx context.Context, names []string) ([]control.GroupStatus, error) {
-	if len(names) == 0 {
+	all := len(names) == 0
+	if all {
 		names = d.groups.names()
 	}
 	v, err := d.view(ctx)
@@ -36,6 +37,9 @@ func (d *Daemon) Status(ctx context.Context, names []string) ([]control.GroupSta
 	statuses := []control.GroupStatus{}
 	for _, name := range names {
 		g, ok := d.groups.get(name)
+		if !ok && all {
+			continue // renamed or gone in between
+		}
 		if !ok {
 			return nil, unknownGroup(name)
 		}

@@ -130,7 +130,9 @@ type Daemon struct {
 	loadWake   chan struct{} // the group files are to be read again
 	changes    *broadcast    // something about a job has changed
 
-	loading  sync.Mutex // one reload, watched change or request at a time
+	loading  sync.Mutex  // one reload, watched change or request at a time
+	taking   sync.Mutex  // held for the request files, before loading
+	untaken  atomic.Bool // there may be requests that were taken and have no job
 	reloaded atomic.Pointer[control.Reload]
 	storing  atomic.Pointer[problem] // why the database cannot be written; nil: it can
 	fatal    chan error              // ends Run

@@ -26,7 +26,7 @@ func (d *Daemon) watchRequests(ctx context.Context) {
 	w.initial = true
 	w.run(ctx, func(names []string) {
 		for _, name := range names {
-			d.takeRequest(ctx, name)
+			d.takeRequest(ctx, w, name)
 		}
 	})
 }
@@ -39,22 +39,32 @@ func isDefinition(name string) bool {
 	return !strings.HasPrefix(name, ".") && !strings.HasSuffix(name, "~") && !strings.HasSuffix(name, ".swp") && !strings.HasSuffix(name, ".tmp")
 }
 
-// takeRequest obeys one request file or rejects it.
-func (d *Daemon) takeRequest(ctx context.Context, name string) {
+// takeRequest obeys one request file or rejects it. A file that cannot be taken
+// is left where it is and met again by the watcher.
+func (d *Daemon) takeRequest(ctx context.Context, w *watcher, name string) {
+	d.taking.Lock()
+	defer d.taking.Unlock()
 	r, err := d.requests.take(name)
 	switch {
 	case err != nil:
-		d.log.Error("request file cannot be taken; it is left where it is", "file", name, "err", err)
+		d.log.Error("request file cannot be taken yet; it is tried again", "file", name, "err", err)
+		w.forget(name)
+		d.untaken.Store(true)
 	case r != nil:
 		d.obey(ctx, r)
 	}
 }
 
-// takeLeftovers obeys the requests that were taken before byokd was last ended.
+// takeLeftovers obeys the requests that were taken and have no job yet: before
+// byokd was last ended, or while the database could not be written.
 func (d *Daemon) takeLeftovers(ctx context.Context) {
+	d.taking.Lock()
+	defer d.taking.Unlock()
+	d.untaken.Store(false)
 	left, err := d.requests.leftovers()
 	if err != nil {
 		d.log.Error("requests that were taken before cannot be read", "err", err)
+		d.untaken.Store(true)
 	}
 	for _, r := range left {
 		d.obey(ctx, r)
@@ -76,8 +86,9 @@ func (d *Daemon) obey(ctx context.Context, r *request) {
 	}
 	job, joined, err := d.enqueue(ctx, a)
 	if err != nil {
-		// Its file stays among the taken ones, and is obeyed at the next start.
+		// Its file stays among the taken ones.
 		d.storeFailed("store a request", err)
+		d.untaken.Store(true)
 		return
 	}
 	log.Info("request is taken", "job", job.ID, "joined", joined)

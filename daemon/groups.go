@@ -301,6 +301,11 @@ func (d *Daemon) accept(ctx context.Context, g, last *config.Group, row jobstore
 			return err
 		}
 	}
+	if last != nil && row.RemovedAt.IsZero() && ruleChanged(last, g) && g.Rotation.Enabled {
+		if err := d.missedBefore(ctx, g, last, row); err != nil {
+			return err
+		}
+	}
 	if last == nil || !row.RemovedAt.IsZero() || ruleChanged(last, g) {
 		if err := d.store.SetEnabled(ctx, g.Name, now); err != nil {
 			return err
@@ -352,6 +357,20 @@ func (d *Daemon) accept(ctx context.Context, g, last *config.Group, row jobstore
 	}
 	d.plan(g.Name)
 	return nil
+}
+
+// missedBefore fires the tick of the old schedule that passed unseen before it
+// was given up: the new one has no past.
+func (d *Daemon) missedBefore(ctx context.Context, g, last *config.Group, row jobstore.Group) error {
+	if last.Rotation.Schedule == "" {
+		return nil // an interval counts from the last rotation, whatever it is now
+	}
+	tick, at, _ := d.next(group{name: g.Name, def: last, row: row})
+	if tick.IsZero() || at.After(d.Now()) {
+		return nil
+	}
+	_, _, err := d.enqueue(ctx, ask{kind: lifecycle.Rotate, group: g, trigger: triggerMissed, key: tickKey(tick), tick: tick})
+	return err
 }
 
 // rememberAlias keeps an alias that the definition no longer names in mind until

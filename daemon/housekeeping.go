@@ -52,7 +52,8 @@ func (d *Daemon) housekeep(ctx context.Context) {
 }
 
 // upkeep does what is seldom to be done: it removes old jobs, looks whether old
-// aliases are gone, and whether a credential file has changed.
+// aliases are gone and whether a credential file has changed, and meets requests
+// again that could not be stored.
 func (d *Daemon) upkeep(ctx context.Context) {
 	ticker := time.NewTicker(tidyEvery)
 	defer ticker.Stop()
@@ -66,6 +67,9 @@ func (d *Daemon) upkeep(ctx context.Context) {
 		if time.Since(looked) >= aliasEvery {
 			looked = time.Now()
 			d.oldAliases(ctx)
+		}
+		if d.untaken.Load() {
+			d.takeLeftovers(ctx)
 		}
 		if now := d.credentialFiles(); !maps.Equal(now, identity) {
 			identity = now

@@ -17,7 +17,7 @@ var mayImport = map[string]struct{ byokd, third []string }{
 	"byokd/hsm":              {third: []string{"github.com/miekg/pkcs11"}},
 	"byokd/hsm/hsmtest":      {byokd: []string{"byokd/hsm"}, third: []string{"github.com/miekg/pkcs11"}},
 	"byokd/cloud":            {third: []string{"github.com/aws/aws-sdk-go-v2", "github.com/aws/smithy-go"}},
-	"byokd/systemd":          {third: []string{"github.com/coreos/go-systemd/"}},
+	"byokd/systemd":          {},
 	"byokd/daemon/jobstore":  {third: []string{"modernc.org/sqlite"}},
 	"byokd/daemon/lifecycle": {},
 	"byokd/daemon/control":   {},

@@ -84,7 +84,7 @@ func (d *Daemon) fire(t schedule.Tick) {
 		d.log.Info("ticks have passed unseen: one rotation for all of them", "group", t.Group, "ticks", t.Missed)
 	}
 	_, joined, err := d.enqueue(context.Background(), ask{kind: lifecycle.Rotate, group: g.def, trigger: trigger,
-		key: "tick:" + t.At.UTC().Format(time.RFC3339Nano), tick: t.At})
+		key: tickKey(t.At), tick: t.At})
 	if err != nil {
 		d.storeFailed("store a tick", err)
 		d.runner.Set(t.Group, t.At, d.Now().Add(tickRetry), t.Missed)
@@ -100,3 +100,6 @@ func (d *Daemon) fire(t schedule.Tick) {
 	})
 	d.plan(t.Group)
 }
+
+// tickKey is the unique key of a tick's job.
+func tickKey(tick time.Time) string { return "tick:" + tick.UTC().Format(time.RFC3339Nano) }

@@ -255,6 +255,9 @@ func lifecycleJob(row *jobstore.Job) (*lifecycle.Job, error) {
 
 // storeFailed tells, once per outage, that the database cannot be written.
 func (d *Daemon) storeFailed(what string, err error) {
+	if errors.Is(err, context.Canceled) {
+		return // byokd stops; the database has no part in it
+	}
 	p := &problem{code: "database", since: d.Now()}
 	switch {
 	case jobstore.IsFull(err):

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	_ "time/tzdata" // check knows the time zones that byokd knows
 )
 
 // version is set by the build: -ldflags "-X main.version=1.2.3".

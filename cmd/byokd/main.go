@@ -79,36 +79,33 @@ func run(args []string, stderr io.Writer) int {
 
 // switchable is a slog.Handler whose format and level follow [log].
 type switchable struct {
-	stderr io.Writer
-	now    *atomic.Pointer[slog.Handler]
-	with   func(slog.Handler) slog.Handler // attributes and groups, in order
+	level   *slog.LevelVar
+	formats map[string]slog.Handler // text, json and auto
+	now     *atomic.Pointer[slog.Handler]
+	with    func(slog.Handler) slog.Handler // attributes and groups, in order
 }
 
 func newSwitchable(stderr io.Writer) *switchable {
-	s := &switchable{stderr: stderr, now: new(atomic.Pointer[slog.Handler]), with: func(h slog.Handler) slog.Handler { return h }}
+	s := &switchable{level: new(slog.LevelVar), now: new(atomic.Pointer[slog.Handler]), with: func(h slog.Handler) slog.Handler { return h }}
+	options := &slog.HandlerOptions{Level: s.level}
+	s.formats = map[string]slog.Handler{"text": slog.NewTextHandler(stderr, options), "json": slog.NewJSONHandler(stderr, options)}
+	s.formats["auto"] = s.formats["text"]
+	if systemd.StderrIsJournal() {
+		if journal, err := systemd.NewJournalHandler(systemd.JournalOptions{Level: s.level}); err == nil {
+			s.formats["auto"] = journal
+		}
+	}
 	s.follow(config.Log{Level: "info", Format: "auto"})
 	return s
 }
 
-// follow takes over the level and format of byokd.toml.
+// follow takes over the level and format of byokd.toml, which have been
+// validated.
 func (s *switchable) follow(cfg config.Log) {
 	level := slog.LevelInfo
-	// The configuration has been validated: it holds nothing but level names.
 	_ = level.UnmarshalText([]byte(cfg.Level))
-	options := &slog.HandlerOptions{Level: level}
-	var h slog.Handler
-	switch {
-	case cfg.Format == "json":
-		h = slog.NewJSONHandler(s.stderr, options)
-	case cfg.Format == "auto" && systemd.StderrIsJournal():
-		if journal, err := systemd.NewJournalHandler(systemd.JournalOptions{Level: level}); err == nil {
-			h = journal
-			break
-		}
-		fallthrough
-	default:
-		h = slog.NewTextHandler(s.stderr, options)
-	}
+	s.level.Set(level)
+	h := s.formats[cfg.Format]
 	s.now.Store(&h)
 }
 
@@ -130,5 +127,5 @@ func (s *switchable) WithGroup(name string) slog.Handler {
 
 func (s *switchable) derive(more func(slog.Handler) slog.Handler) slog.Handler {
 	with := s.with
-	return &switchable{s.stderr, s.now, func(h slog.Handler) slog.Handler { return more(with(h)) }}
+	return &switchable{s.level, s.formats, s.now, func(h slog.Handler) slog.Handler { return more(with(h)) }}
 }
