@@ -1,0 +1,236 @@
+package lifecycle
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// target returns the key that an alias points at; no key where the alias does
+// not exist.
+func target(ctx context.Context, kms KMS, alias string) (Key, error) {
+	key, err := kms.DescribeKey(ctx, alias)
+	if errors.Is(err, ErrNotFound) {
+		return Key{}, nil
+	}
+	if err != nil {
+		return Key{}, fmt.Errorf("look at %s: %w", alias, err)
+	}
+	return key, nil
+}
+
+// ownAlias returns the key that the definition's alias points at, and an
+// Operator fault when that key is not the group's by database or tags.
+func (r *run) ownAlias(ctx context.Context) (Key, error) {
+	key, err := target(ctx, r.kms, r.def.Alias)
+	if err != nil || key.ID == "" {
+		return key, err
+	}
+	if _, ok := byKey(r.generations, key.ID); ok {
+		return key, nil
+	}
+	tags, err := r.kms.KeyTags(ctx, key.ID)
+	if err != nil && !errors.Is(err, ErrDenied) && !errors.Is(err, ErrNotFound) {
+		return key, fmt.Errorf("read the tags of %s: %w", key.ID, err)
+	}
+	if owner := tags[TagGroup]; owner == r.job.Group || owner != "" && owner == r.def.PreviousName {
+		return key, nil
+	}
+	return key, foreignAlias(r.def.Alias, key.ID, r.generations)
+}
+
+// foreignAlias is the fault of an alias that points at a key which is not the
+// group's, with what a person can do about it.
+func foreignAlias(alias, keyID string, generations []Generation) error {
+	if len(generations) == 0 {
+		return operator(WaitAlias, "%s points at KMS key %s, which is not this group's, so it is not moved: "+
+			"to take that key over, write active_key_id = %q under [aws] in the group's file; otherwise choose another alias", alias, keyID, keyID)
+	}
+	back := "point it back at one of the group's keys"
+	if g, ok := activeOf(generations); ok {
+		back = "point it back at KMS key " + g.KeyID
+	}
+	return operator(WaitAlias, "%s points at KMS key %s, which is not this group's, so it is not moved: %s and run byokctl retry, or choose another alias "+
+		"(active_key_id = %q would take that key over in a group that has no generation yet)", alias, keyID, back, keyID)
+}
+
+// aliasIntent is the journalled intent of activate: the key that the alias is
+// moved from ("": a new alias), and that it is moved to.
+type aliasIntent struct {
+	From    string `json:"from"`
+	FromARN string `json:"from_arn"`
+	To      string `json:"to"`
+}
+
+// activate points the alias at the new generation. Before it the generation can
+// be given up; after it everything is driven forward.
+func activate(ctx context.Context, r *run, s *Step) (Change, error) {
+	g, err := r.own()
+	if err != nil {
+		return Change{}, err
+	}
+	intent, err := r.aliasIntent(ctx, g, s)
+	if err != nil {
+		return Change{}, err
+	}
+	now, err := target(ctx, r.kms, r.def.Alias)
+	if err != nil {
+		return Change{}, err
+	}
+	first := g.ActivatedAt.IsZero()
+	if now.ID != intent.To {
+		// An attempt may have waited for a person since the key was verified.
+		if err := r.ready(ctx, g); err != nil {
+			return Change{}, err
+		}
+		if first { // from here on the alias may have pointed at it
+			if err := r.mayBeActive(ctx, &g, r.now()); err != nil {
+				return Change{}, err
+			}
+		}
+		if now, err = target(ctx, r.kms, r.def.Alias); err != nil {
+			return Change{}, err
+		}
+	}
+	if err := r.moveAlias(ctx, now.ID, intent); first && errors.Is(err, errNotMoved) {
+		return Change{}, errors.Join(err, r.mayBeActive(ctx, &g, time.Time{}))
+	} else if err != nil {
+		return Change{}, err
+	}
+
+	at := r.now()
+	c := Change{Audit: []AuditEntry{r.audit("move alias", "%s from %s to %s", r.def.Alias, orNone(intent.From), g.KeyID)}}
+	for _, old := range r.generations {
+		if old.Stage == Active && old.Number != g.Number {
+			old.Stage = Previous
+			c.Generations = append(c.Generations, old)
+		}
+	}
+	g.Stage, g.ActivatedAt = Active, at
+	c.Generations = append(c.Generations, g)
+
+	var disableAt time.Time
+	if old, ok := byKey(r.generations, intent.From); ok && r.retires(old) && old.Number != g.Number {
+		disableAt = at.Add(r.def.DisablePreviousAfter)
+		c.Jobs = append(c.Jobs, NewJob{Kind: Retire, Group: r.job.Group, Generation: old.Number, Trigger: r.job.Trigger,
+			UniqueKey: fmt.Sprintf("retire:disable:%s:%d:%s", r.job.Group, old.Number, r.job.ID), DueAt: disableAt,
+			Definition: r.def, Request: Request{Retire: "disable"}})
+	}
+	r.emit(&c, AliasMoved, g.Account, resources(g.KeyARN, intent.FromARN, aliasARN(g.KeyARN, r.def.Alias)), map[string]any{
+		"alias":                   r.def.Alias,
+		"previous_key_id":         orNull(intent.From),
+		"previous_key_arn":        orNull(intent.FromARN),
+		"new_key_id":              g.KeyID,
+		"new_key_arn":             g.KeyARN,
+		"generation":              g.Number,
+		"trigger":                 r.job.Trigger,
+		"previous_key_disabled":   !disableAt.IsZero() && r.def.DisablePreviousAfter == 0,
+		"previous_key_disable_at": timeOrNull(disableAt),
+	})
+	s.Message = fmt.Sprintf("%s points at KMS key %s", r.def.Alias, g.KeyID)
+	if intent.From != "" {
+		s.Message += ", before at " + intent.From
+	}
+	return c, nil
+}
+
+// mayBeActive records since when the alias may have pointed at the generation;
+// zero: it has not.
+func (r *run) mayBeActive(ctx context.Context, g *Generation, since time.Time) error {
+	g.ActivatedAt = since
+	return r.record(ctx, Change{Generations: []Generation{*g}})
+}
+
+// errNotMoved is an alias of which it is certain that it was not moved.
+var errNotMoved = errors.New("the alias was not moved")
+
+// notMoved wraps KMS's refusal to move an alias, if it is one.
+func notMoved(err error) error {
+	if c := ClassOf(err); c == Unknown || c == Interrupted {
+		return err
+	}
+	return fmt.Errorf("%w: %w", errNotMoved, err)
+}
+
+// retires reports whether the definition wants a generation disabled that the
+// alias leaves: not an adopted one, nor one that active_key_id names.
+func (r *run) retires(old Generation) bool {
+	return r.def.DisablePrevious && old.Number > 0 && !names(r.def.ActiveKeyID, old.KeyID)
+}
+
+// aliasIntent returns the intent of an earlier attempt to activate g, else makes
+// one of what the alias points at now and puts it into the journal.
+func (r *run) aliasIntent(ctx context.Context, g Generation, s *Step) (aliasIntent, error) {
+	var intent aliasIntent
+	if len(s.Data) > 0 {
+		if err := json.Unmarshal(s.Data, &intent); err != nil {
+			return intent, &Fault{Class: Permanent, Err: fmt.Errorf("read the step's intent: %w", err)}
+		}
+	}
+	if intent.To == g.KeyID {
+		return intent, nil
+	}
+	now, err := r.ownAlias(ctx)
+	if err != nil {
+		return intent, err
+	}
+	old, ok := r.active()
+	if ok && now.ID != "" && now.ID != old.KeyID && now.ID != g.KeyID && r.now().Sub(old.ActivatedAt).Abs() < settleLook {
+		return intent, &Fault{Class: Transient, Err: fmt.Errorf(
+			"%s reads back at KMS key %s although it was moved to %s a moment ago: looking again", r.def.Alias, now.ID, old.KeyID)}
+	}
+	intent = aliasIntent{From: now.ID, FromARN: now.ARN, To: g.KeyID}
+	if now.ID == g.KeyID { // a person has pointed it there already
+		intent.From, intent.FromARN = "", ""
+		if ok && old.KeyID != g.KeyID {
+			intent.From, intent.FromARN = old.KeyID, old.KeyARN
+		}
+	}
+	s.Data = mustJSON(intent)
+	return intent, r.record(ctx, Change{Steps: []Step{*s}})
+}
+
+// moveAlias moves the alias as intended: only from the key that this job saw it
+// at, never over somebody else's move. It returns when the alias reads back.
+func (r *run) moveAlias(ctx context.Context, now string, intent aliasIntent) error {
+	alias := r.def.Alias
+	switch now {
+	case intent.To:
+		return nil
+	case "":
+		if err := r.kms.CreateAlias(ctx, alias, intent.To); err != nil && !errors.Is(err, ErrExists) {
+			return notMoved(err)
+		}
+	case intent.From:
+		err := r.kms.UpdateAlias(ctx, alias, intent.To)
+		if errors.Is(err, ErrNotFound) {
+			return notMoved(&Fault{Class: Transient, Err: err}) // gone since the look; the next attempt creates it
+		}
+		if err != nil {
+			return notMoved(err)
+		}
+	default:
+		back := "delete it"
+		if intent.From != "" {
+			back = "point it back at " + intent.From
+		}
+		return operator(WaitAlias, "%s was moved by somebody else: it points at KMS key %s, and this job was to move it from %s to %s; "+
+			"%s and run byokctl retry, or cancel the job", alias, now, orNone(intent.From), intent.To, back)
+	}
+	return r.poll(ctx, "move "+alias, func() (bool, error) {
+		key, err := r.kms.DescribeKey(ctx, alias)
+		return err == nil && key.ID == intent.To, err
+	})
+}
+
+// aliasARN is the ARN of an alias in the account and Region of a key.
+func aliasARN(keyARN, alias string) string {
+	for i := len(keyARN) - 1; i >= 0; i-- {
+		if keyARN[i] == ':' {
+			return keyARN[:i+1] + alias
+		}
+	}
+	return ""
+}

@@ -1,0 +1,559 @@
+package lifecycle
+
+import (
+	"cmp"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Findings are what a reconciliation saw.
+type Findings struct {
+	Generations []Generation // as the journal has them now
+	Recovered   int          // how many of them the journal did not have before
+	AliasKeyID  string       // where the alias points; "": it does not exist
+	Foreign     bool         // the alias points at a key that is not the group's
+	Problems    []Finding
+
+	traces bool // KMS or HSM have something of the group's
+}
+
+// A Finding is something that does not fit and that a person may want to mend.
+type Finding struct {
+	Code    string // fixed word for `status`
+	Message string
+}
+
+// Fresh reports whether neither journal, KMS nor HSM know a generation and the
+// alias does not exist: only then a first generation is made unasked.
+func (f Findings) Fresh() bool { return len(f.Generations) == 0 && f.AliasKeyID == "" && !f.traces }
+
+// usedAfter is how long after a key's creation its use by anybody but byokd's
+// own verification tells that the alias must have pointed at it once.
+const usedAfter = time.Hour
+
+// Reconcile compares the journal's generations of a group with the KMS keys that
+// carry its tags, the alias's target and the HSM's objects, and takes into the
+// journal what it lacks. It fails when any of the three cannot be looked at, and
+// then nothing may be made for the group.
+//
+// It changes nothing in AWS or the HSM. A late double, which is a KMS key that an
+// unanswered CreateKey made beside the one that its job went on with, becomes a
+// retire job that schedules its deletion.
+//
+// Where designated is false it only looks: the Findings tell what it would
+// record, and the journal is not written to either.
+func (e *Engine) Reconcile(ctx context.Context, def Definition, designated bool) (Findings, error) {
+	hsm, err := e.HSM(def.HSM)
+	if err != nil {
+		return Findings{}, err
+	}
+	kms, err := e.KMS(def.Credential, def.Region)
+	if err != nil {
+		return Findings{}, err
+	}
+	generations, err := e.Journal.Generations(ctx, def.Group)
+	if err != nil {
+		return Findings{}, fmt.Errorf("read generations: %w", err)
+	}
+	rec := &reconciliation{Engine: e, def: def, hsm: hsm, kms: kms, designated: designated,
+		byNumber: make(map[int]Generation), states: make(map[int]Key), dirty: make(map[int]bool)}
+	for _, g := range generations {
+		rec.byNumber[g.Number] = g
+	}
+	if err := rec.look(ctx); err != nil {
+		return Findings{}, err
+	}
+	if err := rec.keys(ctx); err != nil {
+		return Findings{}, err
+	}
+	rec.objects()
+	if err := rec.named(ctx); err != nil {
+		return Findings{}, err
+	}
+	if err := rec.stages(ctx); err != nil {
+		return Findings{}, err
+	}
+	if err := rec.record(ctx); err != nil {
+		return Findings{}, err
+	}
+	return rec.findings(len(generations)), nil
+}
+
+type reconciliation struct {
+	*Engine
+	def        Definition
+	hsm        HSM
+	kms        KMS
+	designated bool
+
+	account  string // "": not known
+	alias    Key    // zero: does not exist
+	tagged   []TaggedKey
+	onToken  map[string]HSMKey // by hex ID
+	byNumber map[int]Generation
+	fresh    []int       // numbers that the journal did not have
+	states   map[int]Key // what KMS says of the fresh ones
+	dirty    map[int]bool
+	audit    []AuditEntry
+	jobs     []NewJob
+	problems []Finding
+}
+
+func (rec *reconciliation) problem(code, format string, args ...any) {
+	rec.problems = append(rec.problems, Finding{code, fmt.Sprintf(format, args...)})
+}
+
+func (rec *reconciliation) put(g Generation) {
+	rec.byNumber[g.Number], rec.dirty[g.Number] = g, true
+}
+
+// add puts a generation that the journal does not have.
+func (rec *reconciliation) add(g Generation, key Key) {
+	rec.fresh = append(rec.fresh, g.Number)
+	rec.states[g.Number] = key
+	rec.put(g)
+}
+
+func (rec *reconciliation) note(action, format string, args ...any) {
+	rec.audit = append(rec.audit, AuditEntry{At: rec.now(), Group: rec.def.Group, Actor: "reconcile", Action: action, Detail: fmt.Sprintf(format, args...)})
+}
+
+// names are the group's name and the one that it had before.
+func (rec *reconciliation) names() []string {
+	if rec.def.PreviousName != "" {
+		return []string{rec.def.Group, rec.def.PreviousName}
+	}
+	return []string{rec.def.Group}
+}
+
+func (rec *reconciliation) sorted() []Generation {
+	var list []Generation
+	for _, n := range slices.Sorted(maps.Keys(rec.byNumber)) {
+		list = append(list, rec.byNumber[n])
+	}
+	return list
+}
+
+// look asks all three places.
+func (rec *reconciliation) look(ctx context.Context) (err error) {
+	// The account is for the record; STS is missed without harm.
+	if rec.account, err = rec.kms.Account(ctx); err != nil {
+		if ctx.Err() != nil {
+			return err
+		}
+		rec.Log.Debug("account not known", "group", rec.def.Group, "err", err)
+		rec.account = ""
+	}
+	for _, g := range rec.byNumber {
+		if g.Account != "" && rec.account != "" && g.Account != rec.account {
+			return operator(WaitConfig, "the credential leads to account %s, and the group's keys are in account %s: correct the credential, or make a new group", rec.account, g.Account)
+		}
+	}
+	if rec.alias, err = target(ctx, rec.kms, rec.def.Alias); err != nil {
+		return err
+	}
+	rec.onToken = make(map[string]HSMKey)
+	for _, name := range rec.names() {
+		found, err := rec.kms.FindKeys(ctx, map[string]string{TagGroup: name})
+		if err != nil {
+			return fmt.Errorf("look for KMS keys of group %s: %w", name, err)
+		}
+		rec.tagged = append(rec.tagged, found...)
+		objects, err := rec.hsm.List(ctx, "byokd/"+name+"/")
+		if err != nil {
+			return fmt.Errorf("look for HSM objects of group %s: %w", name, err)
+		}
+		for _, o := range objects {
+			rec.onToken[hex.EncodeToString(o.ID)] = o
+		}
+	}
+	if rec.alias.ID != "" {
+		// The alias's own key counts even where the search by tags is late.
+		known := slices.ContainsFunc(rec.tagged, func(t TaggedKey) bool { return t.KeyID == rec.alias.ID })
+		if _, ours := rec.byKey(rec.alias.ID); !known && !ours {
+			tags, err := rec.kms.KeyTags(ctx, rec.alias.ID)
+			if err != nil && !errors.Is(err, ErrDenied) && !errors.Is(err, ErrNotFound) {
+				return fmt.Errorf("read the tags of %s: %w", rec.alias.ID, err)
+			}
+			if slices.Contains(rec.names(), tags[TagGroup]) {
+				rec.tagged = append(rec.tagged, TaggedKey{KeyID: rec.alias.ID, ARN: rec.alias.ARN, Tags: tags})
+			}
+		}
+	}
+	return nil
+}
+
+func (rec *reconciliation) byKey(keyID string) (Generation, bool) {
+	return byKey(slices.Collect(maps.Values(rec.byNumber)), keyID)
+}
+
+// keys takes over the KMS keys that carry the group's tags.
+func (rec *reconciliation) keys(ctx context.Context) error {
+	type found struct {
+		TaggedKey
+		number int
+		key    Key // zero: KMS does not know it
+	}
+	var unknown []found
+	for _, t := range rec.tagged {
+		if _, known := rec.byKey(t.KeyID); known {
+			continue
+		}
+		number, err := strconv.Atoi(t.Tags[TagGeneration])
+		if err != nil || number < 1 {
+			rec.problem("unknown-key", "KMS key %s has the group's tag but tag %s = %q", t.KeyID, TagGeneration, t.Tags[TagGeneration])
+			continue
+		}
+		key, err := rec.kms.DescribeKey(ctx, t.KeyID)
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return err
+		}
+		unknown = append(unknown, found{t, number, key})
+	}
+	// Of several that claim one number the likeliest comes first: the alias's
+	// target, then one with material, then the oldest that is still usable.
+	rank := func(f found) int {
+		switch {
+		case f.key.ID == "":
+			return 4
+		case f.key.ID == rec.alias.ID:
+			return 0
+		case f.key.State == "PendingDeletion":
+			return 3
+		case f.key.MaterialID == "":
+			return 2
+		}
+		return 1
+	}
+	slices.SortStableFunc(unknown, func(a, b found) int {
+		return cmp.Or(cmp.Compare(a.number, b.number), cmp.Compare(rank(a), rank(b)), a.key.CreatedAt.Compare(b.key.CreatedAt), cmp.Compare(a.KeyID, b.KeyID))
+	})
+	for _, f := range unknown {
+		key, number := f.key, f.number
+		g, taken := rec.byNumber[number]
+		sameMaker := g.HSMID == f.Tags[TagHSMID] && g.JobID == f.Tags[TagJob] && g.JobID != ""
+		switch {
+		case key.ID == "" && taken:
+			// The tags of a deleted key are found for a while.
+		case key.ID == "":
+			// Deleted, or not shown yet: its number is not used again either way.
+			// Where its HSM object is there the next rotation looks for the key.
+			g := Generation{Group: rec.def.Group, Number: number, Stage: Destroyed, HSM: rec.def.HSM, HSMLabel: Label(f.Tags[TagGroup], number),
+				HSMID: f.Tags[TagHSMID], JobID: f.Tags[TagJob], Region: rec.def.Region, Account: rec.account}
+			if o, ok := rec.onToken[g.HSMID]; ok {
+				g.Stage, g.HSMLabel, g.GeneratedAt = Previous, o.Label, rec.now()
+			}
+			rec.add(g, Key{})
+			rec.note("recover generation", "generation %d from the tags of KMS key %s, which does not exist", number, f.ARN)
+		case !taken:
+			rec.recover(number, f.TaggedKey, key)
+		case g.KeyID == "" && sameMaker && g.Stage == PreActive && key.State != "PendingDeletion":
+			// Created and never answered; the rotation that made it goes on with it.
+			g.KeyID, g.KeyARN, g.Account, g.CreatedAt = key.ID, key.ARN, key.Account, key.CreatedAt
+			rec.put(g)
+			rec.note("adopt KMS key", "%s for generation %d", key.ARN, number)
+		case g.KeyID == "" && g.HSMID != "" && g.HSMID == f.Tags[TagHSMID] && g.Stage == PreActive && key.State != "PendingDeletion" &&
+			(key.MaterialID != "" || key.ID == rec.alias.ID):
+			// Another device has gone on with it, under a job of its own.
+			g.JobID, g.KeyID, g.KeyARN, g.Account, g.CreatedAt = f.Tags[TagJob], key.ID, key.ARN, key.Account, key.CreatedAt
+			g.MaterialID, g.ImportedAt, g.ValidTo = key.MaterialID, rec.importedAt(key), key.ValidTo
+			rec.put(g)
+			rec.note("adopt KMS key", "%s for generation %d, of another device", key.ARN, number)
+		case sameMaker && key.MaterialID == "" && key.State == "PendingImport" && key.ID != rec.alias.ID:
+			if !rec.designated {
+				rec.problem("double-key", "KMS key %s is a double of generation %d, KMS key %s, and was never used", key.ARN, number, orNone(g.KeyARN))
+			}
+			rec.jobs = append(rec.jobs, rec.retireDouble(rec.def, "start", number, key.ID))
+		case key.State != "PendingDeletion":
+			rec.problem("unknown-key", "KMS key %s says that it is generation %d, which is KMS key %s: byokd leaves it alone", f.KeyID, number, orNone(g.KeyID))
+		}
+	}
+	return nil
+}
+
+// recover makes a generation of what a KMS key and its tags say.
+func (rec *reconciliation) recover(number int, t TaggedKey, key Key) Generation {
+	g := Generation{Group: rec.def.Group, Number: number, Stage: Previous, HSM: rec.def.HSM, HSMLabel: Label(t.Tags[TagGroup], number), HSMID: t.Tags[TagHSMID],
+		GeneratedAt: key.CreatedAt, JobID: t.Tags[TagJob], Region: rec.def.Region, Account: key.Account,
+		KeyID: key.ID, KeyARN: key.ARN, MaterialID: key.MaterialID, CreatedAt: key.CreatedAt, ValidTo: key.ValidTo,
+		DeletionDate: key.DeletionDate}
+	if o, ok := rec.onToken[g.HSMID]; ok {
+		g.HSMLabel = o.Label
+	}
+	if _, err := hsmID(g); err != nil {
+		rec.problem("unknown-key", "KMS key %s of generation %d has tag %s = %q: byokd cannot import its material again", key.ID, number, TagHSMID, g.HSMID)
+		g.HSMLabel, g.HSMID, g.GeneratedAt = "", "", time.Time{}
+	}
+	if key.MaterialID != "" {
+		g.ImportedAt = rec.importedAt(key)
+	}
+	_, onToken := rec.onToken[g.HSMID]
+	switch {
+	case key.State == "PendingDeletion" && key.MaterialID == "" && !onToken:
+		g.Stage = Destroyed // it was given up
+	case key.State == "Disabled":
+		g.DisabledAt = rec.now()
+	case key.State == "PendingImport" && key.MaterialID != "":
+		g.MaterialDeletedAt = rec.now() // or it expired; nobody but a person brings it back
+	}
+	rec.add(g, key)
+	rec.note("recover generation", "generation %d from the tags of KMS key %s", number, key.ARN)
+	return g
+}
+
+// importedAt is when a recovered key's material was imported: when its ValidTo
+// was given by the definition as it is, else about when the key was made.
+func (rec *reconciliation) importedAt(key Key) time.Time {
+	if keep := min(rec.def.KeepValidFor, maxValidity); keep > 0 && !key.ValidTo.IsZero() {
+		if at := key.ValidTo.Add(-keep); !at.Before(key.CreatedAt.Truncate(time.Second)) && !at.After(rec.kms.Now()) {
+			return at
+		}
+	}
+	return key.CreatedAt
+}
+
+// objects takes over HSM objects that no KMS key was made from, and tells of
+// those that are missing.
+func (rec *reconciliation) objects() {
+	owned := make(map[string]bool)
+	for _, g := range rec.byNumber {
+		owned[g.HSMID] = true
+	}
+	for _, id := range slices.Sorted(maps.Keys(rec.onToken)) {
+		o := rec.onToken[id]
+		if owned[id] {
+			continue
+		}
+		number, err := strconv.Atoi(o.Label[strings.LastIndexByte(o.Label, '/')+1:])
+		if err != nil || number < 1 {
+			rec.problem("unknown-object", "HSM object %s, ID %s, is no generation of the group: byokd leaves it alone", o.Label, id)
+			continue
+		}
+		if g, taken := rec.byNumber[number]; taken {
+			rec.problem("unknown-object", "HSM object %s, ID %s, is not generation %d, whose ID is %s: byokd leaves it alone", o.Label, id, number, orNone(g.HSMID))
+			continue
+		}
+		// Its number is not used again; stages decides whether it can be gone on with.
+		rec.add(Generation{Group: rec.def.Group, Number: number, Stage: Previous, HSM: rec.def.HSM, HSMLabel: o.Label, HSMID: id,
+			GeneratedAt: rec.now(), Region: rec.def.Region, Account: rec.account}, Key{})
+		rec.note("recover generation", "generation %d from HSM object %s", number, o.Label)
+	}
+	for _, g := range rec.sorted() {
+		if _, ok := rec.onToken[g.HSMID]; ok || g.HSMID == "" || g.GeneratedAt.IsZero() || g.Stage == Destroyed || !g.DeletionDate.IsZero() {
+			continue
+		}
+		rec.problem("hsm-object-missing", "HSM object %s, ID %s, is not on the token: generation %d cannot be imported again; restore it from the HSM's backup", g.HSMLabel, g.HSMID, g.Number)
+	}
+}
+
+// named takes over the KMS key that active_key_id names, while the group has no
+// generation.
+func (rec *reconciliation) named(ctx context.Context) error {
+	id := rec.def.ActiveKeyID
+	if id == "" || len(rec.byNumber) > 0 {
+		return nil
+	}
+	key, err := rec.kms.DescribeKey(ctx, id)
+	if errors.Is(err, ErrNotFound) {
+		return operator(WaitConfig, "active_key_id = %q: there is no such KMS key in account %s, Region %s: correct it or leave it out", id, orUnknown(rec.account), rec.def.Region)
+	}
+	if err != nil {
+		return err
+	}
+	switch {
+	case rec.alias.ID != "" && rec.alias.ID != key.ID:
+		return operator(WaitAlias, "%s points at KMS key %s, and active_key_id names %s: make the two agree", rec.def.Alias, rec.alias.ID, key.ID)
+	case key.Manager != "CUSTOMER" || key.KeySpec != "SYMMETRIC_DEFAULT" || key.KeyUsage != "ENCRYPT_DECRYPT":
+		return operator(WaitConfig, "active_key_id = %q: the KMS key is %s, %s, managed by %s; it must be a customer managed symmetric key for encrypt and decrypt", id, key.KeySpec, key.KeyUsage, key.Manager)
+	case key.State == "PendingDeletion":
+		return operator(WaitConfig, "active_key_id = %q: the KMS key is scheduled for deletion: cancel that, or leave active_key_id out", id)
+	}
+	if key.Origin == "EXTERNAL" && key.State == "PendingImport" && key.MaterialID == "" {
+		// Nothing was ever in it: the first generation's material goes there.
+		rec.put(Generation{Group: rec.def.Group, Number: 1, Stage: PreActive, HSM: rec.def.HSM, HSMLabel: Label(rec.def.Group, 1), HSMID: newHSMID(),
+			Region: rec.def.Region, Account: key.Account, KeyID: key.ID, KeyARN: key.ARN, CreatedAt: key.CreatedAt})
+		rec.note("adopt KMS key", "%s, which never had material, for generation 1", key.ARN)
+		return nil
+	}
+	tags, err := rec.kms.KeyTags(ctx, key.ID)
+	if err != nil {
+		return err
+	}
+	object, found, err := rec.object(ctx, tags[TagHSMID])
+	if err != nil {
+		return err
+	}
+	g := Generation{Group: rec.def.Group, HSM: rec.def.HSM, Region: rec.def.Region, Account: key.Account,
+		KeyID: key.ID, KeyARN: key.ARN, MaterialID: key.MaterialID, CreatedAt: key.CreatedAt, ValidTo: key.ValidTo}
+	if found {
+		number, err := strconv.Atoi(tags[TagGeneration])
+		if err != nil || number < 1 {
+			number = 1
+		}
+		g = rec.recover(number, TaggedKey{KeyID: key.ID, ARN: key.ARN, Tags: tags}, key)
+		g.HSMLabel = object.Label
+		g.ActivatedAt = key.CreatedAt
+	} else {
+		g.ActivatedAt = rec.now() // `every` counts from the adoption
+		if key.MaterialID != "" {
+			g.ImportedAt = key.CreatedAt
+		}
+		rec.note("adopt KMS key", "%s, origin %s, as generation 0: byokd does not have its material", key.ARN, key.Origin)
+	}
+	g.Stage = Active
+	rec.put(g)
+	if rec.alias.ID == "" {
+		rec.jobs = append(rec.jobs, NewJob{Kind: Synchronize, Group: rec.def.Group, Trigger: "adopt",
+			UniqueKey: "adopt:" + rec.def.Group + ":" + key.ID, DueAt: rec.now(), Definition: rec.def})
+	}
+	return nil
+}
+
+// object looks for the HSM object with this ID among all of byokd's, whatever
+// group its label names.
+func (rec *reconciliation) object(ctx context.Context, id string) (HSMKey, bool, error) {
+	if id == "" {
+		return HSMKey{}, false, nil
+	}
+	all, err := rec.hsm.List(ctx, "byokd/")
+	if err != nil {
+		return HSMKey{}, false, fmt.Errorf("look for HSM object %s: %w", id, err)
+	}
+	for _, o := range all {
+		if hex.EncodeToString(o.ID) == id {
+			return o, true, nil
+		}
+	}
+	return HSMKey{}, false, nil
+}
+
+// stages gives the generations that the journal did not have their place: the
+// alias's target is active; what is newer has never been active; of these, the
+// newest is what the next rotation goes on with.
+func (rec *reconciliation) stages(ctx context.Context) error {
+	if g, ok := rec.byKey(rec.alias.ID); ok && rec.alias.MaterialID != "" && g.Stage != Active {
+		// Besides the ones new to the journal this finds one that the alias was
+		// pointed at by somebody else: by another device while this one was not
+		// the designated one. Where it was a job of this journal that has not
+		// come to record it, that job goes on and tells of it.
+		if slices.Contains(rec.fresh, g.Number) || g.Stage == PreActive {
+			for _, old := range rec.sorted() {
+				if old.Stage == Active {
+					old.Stage = Previous
+					rec.put(old)
+				}
+			}
+			g.Stage, g.ActivatedAt = Active, rec.newest()
+			rec.put(g)
+		}
+	}
+	current := -1
+	if g, ok := activeOf(rec.sorted()); ok {
+		current = g.Number
+	}
+	for _, g := range rec.sorted() {
+		switch {
+		case g.Stage != PreActive:
+		case g.Number < current:
+			// Another device has gone on with it and beyond it: the alias is not
+			// moved back to it.
+			g.Stage = Previous
+			rec.put(g)
+		default:
+			return nil // the journal has one, and there is never more than one
+		}
+	}
+	slices.Sort(rec.fresh)
+	for _, n := range slices.Backward(rec.fresh) {
+		g := rec.byNumber[n]
+		if n <= current || g.Stage != Previous || g.HSMID == "" || !g.DeletionDate.IsZero() || !g.DisabledAt.IsZero() {
+			continue
+		}
+		if rec.states[n].MaterialID != "" {
+			if _, ok := rec.onToken[g.HSMID]; !ok {
+				continue
+			}
+			used, err := rec.used(ctx, g)
+			if err != nil {
+				return err
+			}
+			if used {
+				continue
+			}
+		}
+		g.Stage = PreActive
+		rec.put(g)
+		return nil
+	}
+	return nil
+}
+
+// used reports whether a key was used after the time in which its own rotation
+// probes it: then others use it, whatever the alias says now, and it must not be
+// taken for one that was never active.
+func (rec *reconciliation) used(ctx context.Context, g Generation) (bool, error) {
+	at, known, err := lastUsage(ctx, rec.kms, g.KeyID)
+	return known && at.Sub(g.CreatedAt) > usedAfter, err
+}
+
+// newest is the newest key's CreationDate, from which a recovered group's
+// schedule counts.
+func (rec *reconciliation) newest() (at time.Time) {
+	for _, g := range rec.byNumber {
+		if g.CreatedAt.After(at) {
+			at = g.CreatedAt
+		}
+	}
+	return at
+}
+
+// record makes what was found durable in one transaction.
+func (rec *reconciliation) record(ctx context.Context) error {
+	if !rec.designated {
+		return nil
+	}
+	c := Change{Audit: rec.audit, Jobs: rec.jobs}
+	// The one that stops being active is written before the one that becomes it.
+	for _, active := range []bool{false, true} {
+		for _, g := range rec.sorted() {
+			if rec.dirty[g.Number] && active == (g.Stage == Active) {
+				c.Generations = append(c.Generations, g)
+			}
+		}
+	}
+	if len(c.Generations)+len(c.Audit)+len(c.Jobs) == 0 {
+		return nil
+	}
+	if err := rec.Journal.Record(ctx, c); err != nil {
+		return fmt.Errorf("record: %w", err)
+	}
+	return nil
+}
+
+// findings are what the caller is told; known is how many generations the
+// journal had.
+func (rec *reconciliation) findings(known int) Findings {
+	f := Findings{Generations: rec.sorted(), Recovered: len(rec.byNumber) - known, AliasKeyID: rec.alias.ID,
+		Problems: rec.problems, traces: len(rec.tagged)+len(rec.onToken) > 0}
+	if rec.alias.ID != "" {
+		if _, ours := rec.byKey(rec.alias.ID); !ours {
+			f.Foreign = true
+			f.Problems = append(f.Problems, Finding{"alias", foreignAlias(rec.def.Alias, rec.alias.ID, f.Generations).Error()})
+		}
+	}
+	return f
+}
+
+func orUnknown(s string) string {
+	if s == "" {
+		return "(not known)"
+	}
+	return s
+}
