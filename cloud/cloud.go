@@ -224,11 +224,13 @@ func (s *session) open() error {
 		client: kms.New(kms.Options{
 			AppID: appID, Region: s.region, BaseEndpoint: &kmsURL, Credentials: s.identity.provider,
 			HTTPClient: newHTTPClient(transport), Retryer: newRetryer(), APIOptions: s.middleware(ServiceKMS, s.identity),
+			HTTPSignerV4: new(signer),
 		}),
 		sts: sts.New(s.stsOptions(stsURL, s.identity, transport)),
 		tagging: tagging.New(tagging.Options{
 			AppID: appID, Region: s.region, BaseEndpoint: &tagURL, Credentials: s.identity.provider,
 			HTTPClient: newHTTPClient(transport), Retryer: newRetryer(), APIOptions: s.middleware("tag", s.identity),
+			HTTPSignerV4: new(signer),
 		}),
 		tags:    make(map[string]seenTags),
 		listing: make(chan struct{}, 1),
@@ -240,6 +242,7 @@ func (s *session) stsOptions(url string, id *identity, transport *http.Transport
 	return sts.Options{
 		AppID: appID, Region: s.region, BaseEndpoint: &url, Credentials: id.provider,
 		HTTPClient: newHTTPClient(transport), Retryer: newRetryer(), APIOptions: s.middleware(ServiceSTS, id),
+		HTTPSignerV4: new(signer),
 	}
 }
 
@@ -261,6 +264,7 @@ func (s *session) events() (*eventbridge.Client, error) {
 	s.eventbridge = eventbridge.New(eventbridge.Options{
 		AppID: appID, Region: s.region, BaseEndpoint: &url, Credentials: s.identity.provider,
 		HTTPClient: newHTTPClient(transport), Retryer: newRetryer(), APIOptions: s.middleware(ServiceEvents, s.identity),
+		HTTPSignerV4: new(signer),
 	})
 	return s.eventbridge, nil
 }

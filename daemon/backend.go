@@ -86,6 +86,12 @@ func controlJob(row jobstore.Job, joined bool) control.Job {
 
 // Jobs returns jobs, newest first.
 func (d *Daemon) Jobs(ctx context.Context, f control.JobFilter) ([]control.JobSummary, error) {
+	if f.Group != "" {
+		_, known := d.groups.get(f.Group)
+		if _, err := d.store.Group(ctx, f.Group); !known && errors.Is(err, jobstore.ErrNotFound) {
+			return nil, unknownGroup(f.Group)
+		}
+	}
 	rows, err := d.store.Jobs(ctx, jobstore.JobFilter{Group: f.Group, State: f.State, Limit: f.Limit})
 	if err != nil {
 		return nil, err
@@ -196,7 +202,10 @@ func (d *Daemon) Sync(ctx context.Context, r control.SyncRequest, by string) (co
 	request := lifecycle.Request{Asked: true, Generation: r.Generation, KeyID: string(r.KeyID),
 		ImportMaterial: r.ImportMaterial, UpdatePolicy: r.UpdatePolicy, DeleteMaterial: r.DeleteMaterial}
 	if err := d.checkTarget(ctx, g, request); err != nil {
-		return control.Job{}, controlError(control.Usage, "%v", err)
+		if refused := (*refusal)(nil); errors.As(err, &refused) {
+			return control.Job{}, controlError(control.Usage, "%v", err)
+		}
+		return control.Job{}, err
 	}
 	row, joined, err := d.enqueue(ctx, ask{kind: lifecycle.Synchronize, group: g.def, trigger: triggerControl,
 		key: "control:" + lifecycle.NewID(d.Now()), request: request, urgent: true, by: by})

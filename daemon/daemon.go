@@ -39,6 +39,13 @@ const (
 // modules; no job is running any more then.
 const hsmCloseTimeout = 10 * time.Second
 
+// lockWait is how long another byokd on the same state may still be ending, in
+// steps of lockPause.
+const (
+	lockWait  = 3 * time.Second
+	lockPause = 100 * time.Millisecond
+)
+
 // An ExitError is an error with the exit status that goes with it.
 type ExitError struct {
 	Status int
@@ -130,12 +137,17 @@ type Daemon struct {
 	loadWake   chan struct{} // the group files are to be read again
 	changes    *broadcast    // something about a job has changed
 
-	loading  sync.Mutex  // one reload, watched change or request at a time
-	taking   sync.Mutex  // held for the request files, before loading
-	untaken  atomic.Bool // there may be requests that were taken and have no job
-	reloaded atomic.Pointer[control.Reload]
-	storing  atomic.Pointer[problem] // why the database cannot be written; nil: it can
-	fatal    chan error              // ends Run
+	loading   sync.Mutex  // one reload, watched change or request at a time
+	taking    sync.Mutex  // held for the request files, before loading
+	untaken   atomic.Bool // there may be requests that were taken and have no job
+	reloaded  atomic.Pointer[control.Reload]
+	running   map[string]int // running jobs by credential and Region
+	runningMu sync.Mutex
+	ending    atomic.Bool // no more jobs are begun: byokd is about to end
+
+	storing    atomic.Pointer[problem] // why the database cannot be written; nil: it can
+	unreadable atomic.Pointer[problem] // why groups_dir cannot be read; nil: it can
+	fatal      chan error              // ends Run
 }
 
 // Run runs byokd until ctx ends, which is a graceful stop: a running step
@@ -163,7 +175,7 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 	}
 	d := &Daemon{Options: o, log: o.Logger, started: o.Now(),
 		jobsWake: make(chan struct{}, 1), outboxWake: make(chan struct{}, 1), groupsWake: make(chan struct{}, 1), loadWake: make(chan struct{}, 1),
-		changes: newBroadcast(), fatal: make(chan error, 1)}
+		changes: newBroadcast(), running: make(map[string]int), fatal: make(chan error, 1)}
 	if d.host, err = os.Hostname(); err != nil {
 		return nil, fmt.Errorf("read this machine's name: %w", err)
 	}
@@ -181,11 +193,17 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 
 	path := cfg.Database()
 	d.store, err = jobstore.Open(ctx, path, jobstore.Options{Now: o.Now})
+	for wait := lockWait; errors.Is(err, jobstore.ErrInUse) && wait > 0 && ctx.Err() == nil; wait -= lockPause {
+		sleep(ctx, lockPause, nil)
+		d.store, err = jobstore.Open(ctx, path, jobstore.Options{Now: o.Now})
+	}
 	switch {
 	case errors.Is(err, jobstore.ErrNotExist):
 		return nil, helpless("there is no database %s: make an empty one with `byokctl init`; byokd then finds its keys again in KMS and the HSM", path)
 	case errors.Is(err, jobstore.ErrNewer), errors.Is(err, jobstore.ErrDamaged), errors.Is(err, jobstore.ErrInUse):
 		return nil, &ExitError{ExitHelpless, err}
+	case jobstore.IsReadOnly(err):
+		return nil, fmt.Errorf("the database %s cannot be opened for writing: mount its file system writable, and give state_dir and what is in it to the user that byokd runs as: %w", path, err)
 	case err != nil:
 		return nil, err
 	}

@@ -730,3 +730,163 @@ func TestAdoption(t *testing.T) {
 		t.Errorf("the adopted key: %+v", k)
 	}
 }
+
+// A secret that is corrected counts at once, though the access key ID stays.
+func TestSecretCorrected(t *testing.T) {
+	w := newWorld(t)
+	csv := func(secret string) {
+		w.write("prod.csv", "Access key ID,Secret access key\n"+accessKey+","+secret+"\n")
+	}
+	csv("mistyped")
+	w.group("payments", every, "")
+	w.start()
+	w.until("status says that AWS does not accept it", func() bool { return strings.Contains(w.problem("payments", "pending"), "does not accept") })
+	csv(secretKey)
+	w.reload <- struct{}{}
+	w.untilGeneration("payments", 1)
+
+	csv("mistyped")
+	jobs, err := w.client.Rotate(t.Context(), []string{"payments"}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.until("the job waits", func() bool {
+		open := w.openJobs("payments")
+		return len(open) == 1 && open[0].WaitingFor == "permission"
+	})
+	csv(secretKey)
+	w.reload <- struct{}{}
+	if job := w.finished(jobs[0].ID); job.State != control.JobCompleted {
+		t.Errorf("job = %+v", job)
+	}
+}
+
+// An account that changes behind a credential is an error, not a place for more keys.
+func TestOtherAccount(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.group("payments", every, "")
+	w.untilGeneration("payments", 1)
+	w.write("other.csv", "Access key ID,Secret access key\nAKIAOTHER,other\n")
+	config, err := os.ReadFile(w.path("byokd.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.write("byokd.toml", string(config)+"[credentials.other]\naccess_key_csv = \"other.csv\"\n")
+	w.write("groups.d/payments.toml", "credential = \"other\"\n[rotation]\n"+every+"\n[aws]\nregion = \""+testRegion+"\"\nalias = \"alias/payments\"\n")
+	w.reload <- struct{}{}
+	w.until("the credential is the other one", func() bool { return strings.Count(w.log.String(), "msg=reloaded") == 1 })
+	if _, err := w.client.Rotate(t.Context(), []string{"payments"}, false); err != nil {
+		t.Fatal(err)
+	}
+	w.until("the job waits for a person", func() bool { return strings.Contains(w.problem("payments", "waiting-config"), otherAccount) })
+	if n := len(w.sim.Keys(otherAccount, testRegion)); n != 0 {
+		t.Errorf("there are %d keys in the other account", n)
+	}
+}
+
+// What was only looked at before byokd became the designated device is looked at
+// again, and recorded, before anything is made.
+func TestDesignatedAfterDatabaseLost(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.group("payments", every, "")
+	w.untilGeneration("payments", 1)
+	w.halt()
+	files, _ := filepath.Glob(w.path("state/*"))
+	for _, f := range files {
+		if err := os.Remove(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.initState()
+	w.configure("designated = false")
+	w.start()
+	w.until("it was looked for the group's keys", func() bool { return w.status("payments").State != "" && w.requests("GetResources") > 1 })
+	w.configure("designated = true")
+	w.reload <- struct{}{}
+	w.untilGeneration("payments", 1)
+	jobs, err := w.client.Rotate(t.Context(), []string{"payments"}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if job := w.finished(jobs[0].ID); job.State != control.JobCompleted || *job.Generation != 2 || len(w.keys()) != 2 {
+		t.Errorf("job = %+v, %d keys", job, len(w.keys()))
+	}
+}
+
+// Open jobs of a group whose file goes wait for the file.
+func TestFileGoneWhileJobWaits(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.group("payments", every, "")
+	w.untilGeneration("payments", 1)
+	w.faults(func(r awssim.Request) *awssim.Fault {
+		if r.Operation == "CreateKey" {
+			return &awssim.Fault{Code: "AccessDeniedException", Message: "no"}
+		}
+		return nil
+	}, nil)
+	jobs, err := w.client.Rotate(t.Context(), []string{"payments"}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.until("the job waits", func() bool { return w.openJobs("payments")[0].WaitingFor == "permission" })
+	if err := os.Remove(w.path("groups.d/payments.toml")); err != nil {
+		t.Fatal(err)
+	}
+	w.until("the group is removed", func() bool { return w.status("payments").State == control.GroupRemoved })
+	w.faults(nil, nil)
+	if _, err := w.client.Retry(t.Context(), []string{jobs[0].ID}, false); err != nil {
+		t.Fatal(err)
+	}
+	// Another group's job is run, this one's is not.
+	w.group("other", every, "")
+	w.untilGeneration("other", 1)
+	if n := len(w.openJobs("payments")); n != 1 || len(w.keys()) != 2 {
+		t.Errorf("%d open jobs, %d keys", n, len(w.keys()))
+	}
+	w.group("payments", every, "")
+	if job := w.finished(jobs[0].ID); job.State != control.JobCompleted {
+		t.Errorf("job = %+v", job)
+	}
+}
+
+// A force value that is written while the first rotation runs is not lost.
+func TestForceDuringFirstRotation(t *testing.T) {
+	w := newWorld(t)
+	reached, release := make(chan struct{}), make(chan struct{})
+	w.faults(func(r awssim.Request) *awssim.Fault {
+		if r.Operation == "ImportKeyMaterial" {
+			w.faults(nil, nil)
+			close(reached)
+			<-release
+		}
+		return nil
+	}, nil)
+	w.start()
+	w.group("payments", every, "")
+	<-reached
+	w.group("payments", every+"\nforce = \"one\"", "")
+	w.until("the change is seen", func() bool { return w.log.contains("definition has changed") })
+	close(release)
+	w.untilGeneration("payments", 2)
+}
+
+// A sync that looks for a new group's keys before byokd does takes nothing from
+// the group: its first generation is made all the same.
+func TestSyncBeforeFirstLook(t *testing.T) {
+	w := newWorld(t)
+	w.faults(func(awssim.Request) *awssim.Fault { return &awssim.Fault{Drop: true} }, nil)
+	w.start()
+	w.group("payments", every, "")
+	w.until("the group is pending", func() bool { return w.problem("payments", "pending") != "" })
+	if _, err := w.client.Sync(t.Context(), control.SyncRequest{Group: "payments", ImportMaterial: true, UpdatePolicy: true}); err != nil {
+		t.Fatal(err)
+	}
+	w.faults(nil, nil)
+	if _, err := w.client.Retry(t.Context(), nil, true); err != nil {
+		t.Fatal(err)
+	}
+	w.untilGeneration("payments", 1)
+}

@@ -77,6 +77,12 @@ func (d *Daemon) obey(ctx context.Context, r *request) {
 	defer d.loading.Unlock()
 	log := d.log.With("group", r.Group, "request", r.Verb)
 	a, err := d.requested(ctx, r)
+	if refused := (*refusal)(nil); err != nil && !errors.As(err, &refused) {
+		// The database could not be asked: its file stays among the taken ones.
+		d.storeFailed("look a request's target up", err)
+		d.untaken.Store(true)
+		return
+	}
 	if err != nil {
 		log.Error("request is rejected", "err", err)
 		if err := d.requests.reject(r, err.Error()); err != nil {
@@ -97,17 +103,24 @@ func (d *Daemon) obey(ctx context.Context, r *request) {
 	}
 }
 
+// A refusal is why a request cannot be obeyed, whenever it is asked again.
+type refusal struct{ reason string }
+
+func (r *refusal) Error() string { return r.reason }
+
+func refuse(format string, args ...any) error { return &refusal{fmt.Sprintf(format, args...)} }
+
 // requested is what a request asks for, or why it cannot be obeyed.
 func (d *Daemon) requested(ctx context.Context, r *request) (ask, error) {
 	if !d.cfg.Load().Designated {
-		return ask{}, errors.New("not designated: this byokd changes nothing in AWS; ask on the designated device")
+		return ask{}, refuse("not designated: this byokd changes nothing in AWS; ask on the designated device")
 	}
 	g, ok := d.groups.get(r.Group)
 	switch {
 	case !ok || g.def == nil:
-		return ask{}, fmt.Errorf("there is no group %q", r.Group)
+		return ask{}, refuse("there is no group %q", r.Group)
 	case g.gone:
-		return ask{}, fmt.Errorf("the file of group %q is gone", r.Group)
+		return ask{}, refuse("the file of group %q is gone", r.Group)
 	}
 	a := ask{group: g.def, trigger: triggerRequest, key: "request:" + r.UniqueKey, urgent: true, by: "request file"}
 	switch r.Verb {
@@ -121,7 +134,7 @@ func (d *Daemon) requested(ctx context.Context, r *request) (ask, error) {
 			return ask{}, err
 		}
 	default:
-		return ask{}, fmt.Errorf("a request is named rotate.GROUP or sync.GROUP, not %s.%s", r.Verb, r.Group)
+		return ask{}, refuse("a request is named rotate.GROUP or sync.GROUP, not %s.%s", r.Verb, r.Group)
 	}
 	return a, nil
 }
@@ -142,7 +155,7 @@ func (d *Daemon) checkTarget(ctx context.Context, g group, r lifecycle.Request) 
 		}
 	}
 	if r.Generation != nil {
-		return fmt.Errorf("group %s has no generation %d: see `byokctl keys %s`", g.name, *r.Generation, g.name)
+		return refuse("group %s has no generation %d: see `byokctl keys %s`", g.name, *r.Generation, g.name)
 	}
-	return fmt.Errorf("KMS key %s is no generation of group %s: see `byokctl keys %s`", r.KeyID, g.name, g.name)
+	return refuse("KMS key %s is no generation of group %s: see `byokctl keys %s`", r.KeyID, g.name, g.name)
 }

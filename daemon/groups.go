@@ -28,33 +28,24 @@ const (
 	triggerControl  = "control"
 )
 
-// Groups that have no generation yet are looked for at these distances while
-// the HSM or AWS cannot be looked at.
-const (
-	firstLook = time.Second
-	lastLook  = 30 * time.Second
-
-	// operatorLook is the distance where a person must act first.
-	operatorLook = 10 * time.Minute
-)
-
 // A group is what the daemon knows of one key group.
 type group struct {
 	name    string
-	def     *config.Group       // the definition in force, the last good one; nil: there never was one
-	invalid config.Problems     // of the file as it is now; nil: good
-	since   time.Time           // since when it is invalid
-	row     jobstore.Group      // as the database has it; zero Name: not there
-	gone    bool                // its file is gone
-	found   *lifecycle.Findings // nil: not reconciled since byokd started
-	foundAt time.Time
+	def     *config.Group   // the definition in force, the last good one; nil: there never was one
+	invalid config.Problems // of the file as it is now; nil: good
+	since   time.Time       // since when it is invalid
+	told    bool            // an event has told of that
+	row     jobstore.Group  // as the database has it; zero Name: not there
+	gone    bool            // its file is gone
+	hasKeys bool            // the database has generations of it
 
-	lookErr         error // why it could not be reconciled
-	lookSince       time.Time
-	nextLook        time.Time
-	lookPause       time.Duration
-	looking         *sync.Mutex // one reconciliation of a group at a time
-	invalidReported bool
+	looking   *sync.Mutex // one reconciliation of a group at a time
+	looked    *looked     // the last one; nil: none since byokd started
+	inLook    bool        // it is being looked for
+	lookErr   error       // why it could not be
+	lookSince time.Time   // since when
+	nextLook  time.Time
+	lookPause time.Duration
 }
 
 func newGroup(name string) *group { return &group{name: name, looking: new(sync.Mutex)} }
@@ -158,7 +149,10 @@ func (d *Daemon) load(ctx context.Context, trigger string) {
 		// The folder itself cannot be read: that no file is seen does not mean
 		// that all groups are gone.
 		d.log.Error("group files cannot be read; the last good definitions stay in force", "err", err)
+		d.unreadable.Store(&problem{"groups-dir", err.Error() + "; the last good definitions stay in force", d.Now()})
 		set = nil
+	} else {
+		d.unreadable.Store(nil)
 	}
 	d.apply(ctx, cfg, set, rows, trigger)
 }
@@ -178,7 +172,17 @@ func (d *Daemon) apply(ctx context.Context, cfg *config.Config, set *config.Set,
 		maps.Copy(good, set.Groups)
 		maps.Copy(bad, set.Problems)
 	}
-	hasGeneration := d.generationsOf(ctx)
+	lastGood := make(map[string]*config.Group)
+	for name, row := range inDB {
+		g, err := config.UnmarshalDefinition(row.Definition)
+		if err != nil {
+			d.log.Error("the last good definition in the database cannot be read", "group", name, "err", err)
+			continue
+		}
+		lastGood[name] = g
+	}
+	keys := d.groupsWithKeys(ctx)
+	hasGeneration := func(name string) bool { return keys[name] }
 
 	// A renamed file goes on with the group that it names.
 	for _, name := range slices.Sorted(maps.Keys(good)) {
@@ -187,6 +191,13 @@ func (d *Daemon) apply(ctx context.Context, cfg *config.Config, set *config.Set,
 		row, there := inDB[old]
 		if old == "" || known || !there || good[old] != nil || bad[old] != nil {
 			continue
+		}
+		if lastGood[old] != nil {
+			if ps := config.CheckChange(lastGood[old], good[name], keys[old]); len(ps) > 0 {
+				bad[name] = ps
+				delete(good, name)
+				continue
+			}
 		}
 		if err := d.store.RenameGroup(ctx, old, name); err != nil {
 			// Not a group of its own before it has taken over the old one's keys.
@@ -199,23 +210,16 @@ func (d *Daemon) apply(ctx context.Context, cfg *config.Config, set *config.Set,
 			continue
 		}
 		d.log.Info("group was renamed", "group", name, "previous_name", old)
-		row.Name = name
-		inDB[name] = row
+		row.Name, row.RemovedAt = name, time.Time{}
+		inDB[name], lastGood[name], keys[name] = row, lastGood[old], keys[old]
 		delete(inDB, old)
+		delete(lastGood, old)
+		delete(keys, old)
 		d.groups.forget(old)
 		d.runner.Remove(old)
 	}
 
 	// What may not change, and what two files may not claim.
-	lastGood := make(map[string]*config.Group)
-	for name, row := range inDB {
-		g, err := config.UnmarshalDefinition(row.Definition)
-		if err != nil {
-			d.log.Error("the last good definition in the database cannot be read", "group", name, "err", err)
-			continue
-		}
-		lastGood[name] = g
-	}
 	for _, name := range slices.Sorted(maps.Keys(good)) {
 		if old := lastGood[name]; old != nil {
 			if ps := config.CheckChange(old, good[name], hasGeneration(name)); len(ps) > 0 {
@@ -240,7 +244,7 @@ func (d *Daemon) apply(ctx context.Context, cfg *config.Config, set *config.Set,
 	}
 
 	for _, name := range slices.Sorted(maps.Keys(good)) {
-		if err := d.accept(ctx, good[name], lastGood[name], inDB[name], trigger); err != nil {
+		if err := d.accept(ctx, good[name], lastGood[name], inDB[name], hasGeneration(name), trigger); err != nil {
 			d.storeFailed("store a definition", err)
 		}
 	}
@@ -266,8 +270,8 @@ func (d *Daemon) apply(ctx context.Context, cfg *config.Config, set *config.Set,
 	}
 }
 
-// generationsOf returns a function that tells whether a group has a generation.
-func (d *Daemon) generationsOf(ctx context.Context) func(string) bool {
+// groupsWithKeys are the groups that have a generation.
+func (d *Daemon) groupsWithKeys(ctx context.Context) map[string]bool {
 	all, err := d.store.AllGenerations(ctx)
 	if err != nil {
 		d.storeFailed("read the generations", err)
@@ -278,17 +282,17 @@ func (d *Daemon) generationsOf(ctx context.Context) func(string) bool {
 			has[g.Group] = true
 		}
 	}
-	return func(group string) bool { return has[group] }
+	return has
 }
 
 // accept puts a good definition into force and asks for what its differences
 // need.
-func (d *Daemon) accept(ctx context.Context, g, last *config.Group, row jobstore.Group, trigger string) error {
+func (d *Daemon) accept(ctx context.Context, g, last *config.Group, row jobstore.Group, hasKeys bool, trigger string) error {
 	now := d.Now()
 	digest := g.Digest()
 	isNew := row.Name == ""
 	if last != nil {
-		if err := d.rememberAlias(ctx, g, last, row); err != nil {
+		if err := d.rememberAlias(ctx, g, last, row, hasKeys); err != nil {
 			return err
 		}
 	}
@@ -306,7 +310,7 @@ func (d *Daemon) accept(ctx context.Context, g, last *config.Group, row jobstore
 			return err
 		}
 	}
-	if last == nil || !row.RemovedAt.IsZero() || ruleChanged(last, g) {
+	if last == nil || ruleChanged(last, g) {
 		if err := d.store.SetEnabled(ctx, g.Name, now); err != nil {
 			return err
 		}
@@ -326,7 +330,7 @@ func (d *Daemon) accept(ctx context.Context, g, last *config.Group, row jobstore
 	if err != nil {
 		return err
 	}
-	d.groups.accepted(g, row)
+	d.groups.accepted(g, row, hasKeys)
 	def := d.definition(g)
 	if !isNew && last != nil && last.Digest() != digest {
 		d.log.Info("definition has changed", "group", g.Name)
@@ -350,10 +354,8 @@ func (d *Daemon) accept(ctx context.Context, g, last *config.Group, row jobstore
 	if err := d.synchronizeChanged(ctx, g, row, trigger); err != nil {
 		return err
 	}
-	if !isNew {
-		if err := d.force(ctx, g, row); err != nil {
-			return err
-		}
+	if err := d.force(ctx, g, row); err != nil {
+		return err
 	}
 	d.plan(g.Name)
 	return nil
@@ -375,9 +377,9 @@ func (d *Daemon) missedBefore(ctx context.Context, g, last *config.Group, row jo
 
 // rememberAlias keeps an alias that the definition no longer names in mind until
 // it is gone or given up in former_aliases: it moves no more.
-func (d *Daemon) rememberAlias(ctx context.Context, g, last *config.Group, row jobstore.Group) error {
+func (d *Daemon) rememberAlias(ctx context.Context, g, last *config.Group, row jobstore.Group, hasKeys bool) error {
 	old := slices.Clone(row.OldAliases)
-	if last.AWS.Alias != g.AWS.Alias && !slices.Contains(old, last.AWS.Alias) && d.generationsOf(ctx)(g.Name) {
+	if last.AWS.Alias != g.AWS.Alias && !slices.Contains(old, last.AWS.Alias) && hasKeys {
 		old = append(old, last.AWS.Alias)
 	}
 	old = slices.DeleteFunc(old, func(alias string) bool {
@@ -419,17 +421,26 @@ func ruleChanged(a, b *config.Group) bool {
 
 // cancelRetirements drops what the definition no longer asks for.
 func (d *Daemon) cancelRetirements(ctx context.Context, name string) error {
-	generations, err := d.store.Generations(ctx, name)
+	waiting, err := d.openJobs(ctx, name, lifecycle.Retire)
 	if err != nil {
 		return err
 	}
-	for _, gen := range generations {
-		if _, err := d.store.CancelRetire(ctx, name, gen.Number, jobstore.AuditEntry{Actor: "byokd", Action: "cancel",
-			Detail: "the definition no longer asks for retirement"}); err != nil {
+	for _, job := range waiting {
+		if j, err := lifecycleJob(&job); err != nil || j.Request.Retire != "disable" {
+			continue
+		}
+		err := d.store.Cancel(ctx, job.ID, jobstore.AuditEntry{Actor: "byokd", Action: "cancel", Detail: "the definition no longer asks for it"})
+		if err != nil && !errors.Is(err, jobstore.ErrRunning) && !errors.Is(err, jobstore.ErrFinished) {
 			return err
 		}
 	}
 	return nil
+}
+
+// openJobs are a group's jobs of a kind that have not ended.
+func (d *Daemon) openJobs(ctx context.Context, name string, kind lifecycle.Kind) ([]jobstore.Job, error) {
+	open, err := d.store.OpenJobs(ctx)
+	return slices.DeleteFunc(open, func(j jobstore.Job) bool { return j.Group != name || j.Kind != string(kind) }), err
 }
 
 // synchronizeChanged asks for a synchronization where the definition differs
@@ -439,14 +450,11 @@ func (d *Daemon) synchronizeChanged(ctx context.Context, g *config.Group, row jo
 	if row.AppliedDigest == "" || row.AppliedDigest == digest || !d.cfg.Load().Designated {
 		return nil
 	}
-	open, err := d.store.OpenJobs(ctx)
+	open, err := d.openJobs(ctx, g.Name, lifecycle.Synchronize)
 	if err != nil {
 		return err
 	}
 	for _, job := range open {
-		if job.Group != g.Name || job.Kind != string(lifecycle.Synchronize) {
-			continue
-		}
 		if j, err := lifecycleJob(&job); err == nil && j.Definition.Digest == digest && !j.Request.Asked {
 			return nil
 		}
@@ -457,26 +465,23 @@ func (d *Daemon) synchronizeChanged(ctx context.Context, g *config.Group, row jo
 }
 
 // force asks for the rotation that a new value of [rotation] force stands for.
-// The values of a group whose database was lost count as seen.
+// While nothing was ever applied, what becomes of the value is decided when the
+// group has been looked for: see decide.
 func (d *Daemon) force(ctx context.Context, g *config.Group, row jobstore.Group) error {
-	if g.Rotation.Force == "" || !d.cfg.Load().Designated {
+	value := g.Rotation.Force
+	if value == "" || row.AppliedDigest == "" || !d.cfg.Load().Designated {
 		return nil
 	}
-	key := "force:" + g.Rotation.Force
-	seen, err := d.store.Seen(ctx, g.Name, key)
+	seen, err := d.store.Seen(ctx, g.Name, forceKey(value))
 	if err != nil || seen {
 		return err
 	}
-	current, _ := d.groups.get(g.Name)
-	if current.found == nil && row.AppliedDigest == "" {
-		return nil // decided when it is known whether the group is new: firstGeneration
-	}
-	_, _, err = d.enqueue(ctx, ask{kind: lifecycle.Rotate, group: g, trigger: triggerForce, key: key})
+	_, _, err = d.enqueue(ctx, ask{kind: lifecycle.Rotate, group: g, trigger: triggerForce, key: forceKey(value)})
 	return err
 }
 
 // accepted takes over a good definition.
-func (gs *groups) accepted(def *config.Group, row jobstore.Group) {
+func (gs *groups) accepted(def *config.Group, row jobstore.Group, hasKeys bool) {
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
 	g, ok := gs.m[def.Name]
@@ -484,10 +489,7 @@ func (gs *groups) accepted(def *config.Group, row jobstore.Group) {
 		g = newGroup(def.Name)
 		gs.m[def.Name] = g
 	}
-	if g.def != nil && g.def.Digest() != def.Digest() && g.found != nil && len(g.found.Generations) == 0 {
-		g.found = nil // what was found depends on alias, Region and active_key_id
-	}
-	g.def, g.invalid, g.row, g.gone, g.invalidReported = def, nil, row, false, false
+	g.def, g.invalid, g.row, g.gone, g.told, g.hasKeys = def, nil, row, false, false, g.hasKeys || hasKeys
 	g.nextLook, g.lookPause = time.Time{}, 0
 }
 
@@ -507,7 +509,7 @@ func (d *Daemon) refuse(name string, last *config.Group, row jobstore.Group, ps 
 			g.since = now
 		}
 		if g.invalid == nil || g.invalid.Error() != ps.Error() {
-			g.invalidReported = false
+			g.told = false
 		}
 		g.invalid = ps
 	})
@@ -551,186 +553,42 @@ func (d *Daemon) remove(ctx context.Context, name string, last *config.Group, ro
 	d.runner.Remove(name)
 }
 
-// run looks for the keys of groups that have no generation, until they are
-// known, and then makes the first one where it is wanted.
-func (gs *groups) run(ctx context.Context) {
-	var looks sync.WaitGroup
-	defer looks.Wait()
-	places := make(chan struct{}, 8)
-	for {
-		next := gs.d.Now().Add(lastLook)
-		for _, name := range gs.names() {
-			g, ok := gs.get(name)
-			if !ok || g.def == nil || g.gone || g.found != nil || gs.d.groups.knows(ctx, name) {
-				continue
-			}
-			if now := gs.d.Now(); now.Before(g.nextLook) {
-				if g.nextLook.Before(next) {
-					next = g.nextLook
-				}
-				continue
-			}
-			select {
-			case places <- struct{}{}:
-			case <-ctx.Done():
-				return
-			}
-			gs.update(name, func(g *group) { g.nextLook = gs.d.Now().Add(time.Minute) }) // it is being looked for
-			looks.Go(func() {
-				gs.firstGeneration(ctx, name)
-				<-places
-			})
-		}
-		if !sleep(ctx, next.Sub(gs.d.Now()), gs.d.groupsWake) {
-			return
-		}
-	}
+// applies reports whether a job makes AWS agree with its definition: an
+// automatic synchronization, and the first rotation of a group.
+func (gs *groups) applies(job *lifecycle.Job) bool {
+	g, _ := gs.get(job.Group)
+	return job.Kind == lifecycle.Synchronize && !job.Request.Asked || job.Kind == lifecycle.Rotate && g.row.AppliedDigest == ""
 }
 
-// knows reports whether the database has a generation of the group, whose place
-// in the world is then looked at before its first job and not at once.
-func (gs *groups) knows(ctx context.Context, name string) bool {
-	generations, err := gs.d.store.Generations(ctx, name)
-	return err != nil || len(generations) > 0
-}
-
-// firstGeneration reconciles a group without generations and asks for its first
-// one where nothing at all is known of it.
-func (gs *groups) firstGeneration(ctx context.Context, name string) {
-	d := gs.d
-	g, ok := gs.get(name)
-	if !ok || g.def == nil {
-		return
-	}
-	if err := gs.reconciled(ctx, name, d.definition(g.def)); err != nil {
-		if ctx.Err() != nil {
-			return
-		}
-		gs.update(name, func(g *group) {
-			if g.lookErr == nil {
-				g.lookSince = d.Now()
-				d.log.Warn("group is pending: byokd cannot look for its keys, and makes none before it can", "group", name, "err", err)
-			}
-			g.lookErr = err
-			g.lookPause = min(max(2*g.lookPause, firstLook), lastLook)
-			if lifecycle.ClassOf(err) == lifecycle.Operator {
-				g.lookPause = operatorLook
-			}
-			g.nextLook = d.Now().Add(g.lookPause)
-		})
-		wake(d.groupsWake)
-		return
-	}
-	d.loading.Lock()
-	defer d.loading.Unlock()
-	g, ok = gs.get(name)
-	if !ok || g.def == nil || g.gone || g.found == nil || !d.cfg.Load().Designated {
-		return
-	}
-	forced := "force:" + g.def.Rotation.Force
-	var err error
-	switch fresh := g.found.Fresh(); {
-	case fresh && g.def.Rotation.Force != "":
-		_, _, err = d.enqueue(ctx, ask{kind: lifecycle.Rotate, group: g.def, trigger: triggerInitial, key: forced})
-	case fresh && g.def.Rotation.Initial == "now":
-		_, _, err = d.enqueue(ctx, ask{kind: lifecycle.Rotate, group: g.def, trigger: triggerInitial, key: "initial"})
-	case !fresh && g.def.Rotation.Force != "":
-		err = d.store.MarkSeen(ctx, name, forced)
-	}
-	if err == nil && len(g.found.Generations) > 0 {
-		// What was recovered is not known to agree with the definition.
-		err = d.synchronizeRecovered(ctx, g)
-	}
-	if err != nil {
-		d.storeFailed("ask for the first generation", err)
-		gs.update(name, func(g *group) { g.found, g.nextLook = nil, d.Now().Add(lastLook) })
-		return
-	}
-	d.plan(name)
-	wake(d.jobsWake)
-}
-
-// synchronizeRecovered notes the definition of a recovered group as applied: a
-// lost database is no change of the definition.
-func (d *Daemon) synchronizeRecovered(ctx context.Context, g group) error {
-	if g.row.AppliedDigest != "" {
-		return nil
-	}
-	if err := d.store.SetApplied(ctx, g.name, g.def.Digest()); err != nil {
-		return err
-	}
-	d.groups.update(g.name, func(g *group) { g.row.AppliedDigest = g.def.Digest() })
-	return nil
-}
-
-// reconciled makes sure that a group was looked for in KMS and HSM since byokd
-// started.
-func (gs *groups) reconciled(ctx context.Context, name string, def lifecycle.Definition) error {
-	gs.mu.Lock()
-	g, ok := gs.m[name]
-	if !ok {
-		g = newGroup(name)
-		gs.m[name] = g
-	}
-	gs.mu.Unlock()
-	g.looking.Lock()
-	defer g.looking.Unlock()
-	if current, _ := gs.get(name); current.found != nil {
-		return nil
-	}
-	d := gs.d
-	found, err := d.engine.Reconcile(ctx, def, d.cfg.Load().Designated)
-	if err != nil {
-		return err
-	}
-	account, err := d.account(ctx, def)
-	if err != nil {
-		return err
-	}
-	if err := d.store.SetAccount(ctx, name, account); err != nil {
-		return err
-	}
-	if found.Recovered > 0 {
-		d.log.Info("generations were found in KMS and HSM", "group", name, "generations", found.Recovered)
-	}
-	for _, p := range found.Problems {
-		d.log.Warn("something does not fit", "group", name, "problem", p.Code, "message", p.Message)
-	}
-	gs.update(name, func(g *group) {
-		g.found, g.foundAt, g.lookErr, g.lookPause = &found, d.Now(), nil, 0
-		g.row.Account = account
-	})
-	return nil
-}
-
-// jobDone notes what a completed job means for its group.
-func (gs *groups) jobDone(ctx context.Context, row *jobstore.Job, job *lifecycle.Job) {
+// jobEnded does what an attempt at a job makes possible or necessary; applied
+// tells that it made AWS agree with its definition.
+func (gs *groups) jobEnded(ctx context.Context, job *lifecycle.Job, done, applied bool) {
 	d := gs.d
 	ctx = context.WithoutCancel(ctx)
 	d.loading.Lock()
 	defer d.loading.Unlock()
-	g, ok := gs.get(row.Group)
-	if !ok {
+	gs.update(job.Group, func(g *group) {
+		if done {
+			g.hasKeys = g.hasKeys || job.Kind == lifecycle.Rotate
+		}
+		if applied {
+			g.row.AppliedDigest = job.Definition.Digest
+		}
+	})
+	g, ok := gs.get(job.Group)
+	switch {
+	case !ok:
 		return
-	}
-	applied := job.Kind == lifecycle.Synchronize && !job.Request.Asked ||
-		job.Kind == lifecycle.Rotate && g.row.AppliedDigest == ""
-	if applied {
-		if err := d.store.SetApplied(ctx, row.Group, job.Definition.Digest); err != nil {
-			d.storeFailed("store that a definition was applied", err)
-		}
-		gs.update(row.Group, func(g *group) { g.row.AppliedDigest = job.Definition.Digest })
-		if g, _ := gs.get(row.Group); g.def != nil && !g.gone {
-			// The definition may have changed while the job ran.
-			if err := d.synchronizeChanged(ctx, g.def, g.row, triggerWatch); err != nil {
-				d.storeFailed("ask for a synchronization", err)
-			}
+	case g.gone:
+		wake(d.loadWake) // the job may have been in the way of a rename
+		return
+	case applied && g.def != nil:
+		// The definition may have changed while the job ran.
+		if err := errors.Join(d.synchronizeChanged(ctx, g.def, g.row, triggerWatch), d.force(ctx, g.def, g.row)); err != nil {
+			d.storeFailed("ask for what a changed definition needs", err)
 		}
 	}
-	d.plan(row.Group)
-	if g.gone {
-		wake(d.loadWake) // it may have been in the way of a rename
-	}
+	d.plan(job.Group)
 }
 
 // An ask is a wish for a job.
@@ -763,8 +621,13 @@ func (d *Daemon) enqueue(ctx context.Context, a ask) (jobstore.Job, bool, error)
 		Audit: []jobstore.AuditEntry{{At: now, Group: a.group.Name, Actor: by, Action: "ask for " + string(a.kind), Detail: "trigger " + a.trigger}},
 	})
 	if err != nil {
-		return row, joined, fmt.Errorf("store the job: %w", err)
+		d.storeFailed("store a job", err)
+		if p := d.storing.Load(); p != nil {
+			err = fmt.Errorf("%s (%w)", p.message, err)
+		}
+		return row, joined, fmt.Errorf("the job was not stored: %w", err)
 	}
+	d.storeWorks()
 	d.log.Debug("job asked for", "group", a.group.Name, "job", row.ID, "kind", row.Kind, "trigger", a.trigger, "joined", joined)
 	wake(d.jobsWake)
 	d.changes.notify()

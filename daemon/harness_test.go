@@ -31,6 +31,8 @@ const (
 	testAccount = "111122223333"
 	accessKey   = "AKIATEST"
 	secretKey   = "a-secret-that-must-not-be-logged"
+
+	otherAccount = "444455556666"
 )
 
 // pairs is shared: an RSA-4096 pair takes most of a second of a core.
@@ -63,9 +65,10 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{t: t, dir: t.TempDir(), log: &syncBuffer{}, token: hsmtest.NewSoftHSM(t)}
 	w.sim = awssim.New(awssim.Options{Pairs: pairs(),
-		Credentials: []awssim.Credential{{AccessKeyID: accessKey, SecretAccessKey: secretKey, Account: testAccount}},
-		Before:      func(r awssim.Request) *awssim.Fault { return w.hook(&w.before, r) },
-		After:       func(r awssim.Request) *awssim.Fault { return w.hook(&w.after, r) }})
+		Credentials: []awssim.Credential{{AccessKeyID: accessKey, SecretAccessKey: secretKey, Account: testAccount},
+			{AccessKeyID: "AKIAOTHER", SecretAccessKey: "other", Account: otherAccount}},
+		Before: func(r awssim.Request) *awssim.Fault { return w.hook(&w.before, r) },
+		After:  func(r awssim.Request) *awssim.Fault { return w.hook(&w.after, r) }})
 	w.aws = httptest.NewServer(w.sim)
 	t.Cleanup(w.aws.Close)
 	for _, sub := range []string{"groups.d", "state", "run"} {

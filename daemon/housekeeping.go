@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"time"
 
 	"byokd/daemon/control"
@@ -58,7 +59,7 @@ func (d *Daemon) upkeep(ctx context.Context) {
 	ticker := time.NewTicker(tidyEvery)
 	defer ticker.Stop()
 	var pruned, looked time.Time
-	identity := d.credentialFiles()
+	identity, policies := d.credentialFiles(), d.policyFiles()
 	for {
 		if time.Since(pruned) >= pruneEvery {
 			pruned = time.Now()
@@ -74,7 +75,12 @@ func (d *Daemon) upkeep(ctx context.Context) {
 		if now := d.credentialFiles(); !maps.Equal(now, identity) {
 			identity = now
 			d.log.Info("a credential file has changed: what waits for a permission is tried again")
+			d.groups.lookAnew() // it may be another account's now
 			d.permissionsChanged(ctx)
+		}
+		if now := d.policyFiles(); !maps.Equal(now, policies) {
+			policies = now
+			wake(d.loadWake)
 		}
 		select {
 		case <-ctx.Done():
@@ -90,6 +96,20 @@ func (d *Daemon) credentialFiles() map[string]string {
 	for name, c := range d.cfg.Load().Credentials {
 		if file, ok := c.AccessKeySource(); ok {
 			files[name] = fileIdentity(file.Path())
+		}
+	}
+	return files
+}
+
+// policyFiles tells versions of those policy files apart that lie outside
+// groups_dir, where the watcher does not see them.
+func (d *Daemon) policyFiles() map[string]string {
+	dir := d.cfg.Load().GroupsDir
+	files := make(map[string]string)
+	for _, name := range d.groups.names() {
+		g, ok := d.groups.get(name)
+		if ok && g.def != nil && g.def.AWS.PolicyFile != "" && filepath.Dir(g.def.AWS.PolicyFile) != dir {
+			files[g.def.AWS.PolicyFile] = fileIdentity(g.def.AWS.PolicyFile)
 		}
 	}
 	return files
@@ -117,17 +137,17 @@ func (d *Daemon) tidy(ctx context.Context) {
 		}
 		return
 	}
-	worst := ""
+	worst, severity := "", -1
 	for _, name := range d.groups.names() {
 		g, ok := d.groups.get(name)
 		if !ok {
 			continue
 		}
 		s := d.groupStatus(g, v)
-		if worst == "" && len(s.Problems) > 0 {
-			worst = name + ": " + s.Problems[0].Message
+		if n := control.Severity(s.State); len(s.Problems) > 0 && n > severity {
+			worst, severity = name+": "+s.Problems[0].Message, n
 		}
-		if !d.cfg.Load().Designated {
+		if cfg := d.cfg.Load(); !cfg.Designated || !cfg.Events.Enabled {
 			continue
 		}
 		if err := d.report(ctx, g, s, v); err != nil && ctx.Err() == nil {
@@ -135,6 +155,14 @@ func (d *Daemon) tidy(ctx context.Context) {
 		}
 	}
 	d.Notifier.Status(d.statusLine(worst))
+	if d.storing.Load() != nil {
+		// Nothing else may write for weeks and so find out that it can again.
+		if err := d.store.Record(ctx, jobstore.AuditEntry{Actor: "byokd", Action: "try the database", Detail: "it could not be written before"}); err == nil {
+			d.storeWorks()
+			wake(d.jobsWake)
+			wake(d.loadWake)
+		}
+	}
 }
 
 // report emits the events of a group that is invalid or overdue, once per cause.
@@ -146,7 +174,7 @@ func (d *Daemon) report(ctx context.Context, g group, s control.GroupStatus, v *
 	if def.Region == "" || def.Credential == "" {
 		return nil // there is no way for its events; log, metric and status tell
 	}
-	if g.invalid != nil && !g.invalidReported && v.now.Sub(g.since) >= invalidAfter {
+	if g.invalid != nil && !g.told && v.now.Sub(g.since) >= invalidAfter {
 		var problems []string
 		for _, p := range g.invalid {
 			problems = append(problems, p.String())
@@ -155,7 +183,7 @@ func (d *Daemon) report(ctx context.Context, g group, s control.GroupStatus, v *
 		if _, err := d.store.ReportInvalid(ctx, g.invalid.Error(), jobstore.Event(event)); err != nil {
 			return err
 		}
-		d.groups.update(g.name, func(g *group) { g.invalidReported = true })
+		d.groups.update(g.name, func(g *group) { g.told = true })
 		wake(d.outboxWake)
 	}
 	if g.invalid == nil && g.row.InvalidReported != "" {

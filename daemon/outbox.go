@@ -21,6 +21,10 @@ const (
 	busCheck = 10 * time.Minute
 	busRetry = time.Minute
 
+	// storeRetry is the pause after what was sent could not be recorded: it will
+	// be sent again.
+	storeRetry = 10 * time.Second
+
 	// deniedRetry is when an event is sent again that the credential may not send.
 	deniedRetry = time.Hour
 )
@@ -30,9 +34,9 @@ const (
 type outbox struct {
 	d *Daemon
 
-	mu      sync.Mutex
-	buses   map[route]busState
-	failure *problem // why events cannot be delivered; nil: they can
+	mu       sync.Mutex
+	buses    map[route]busState
+	failures map[route]*problem // why events cannot be delivered on a route
 }
 
 // A route is where an event goes, and as whom.
@@ -43,7 +47,9 @@ type busState struct {
 	err error
 }
 
-func newOutbox(d *Daemon) *outbox { return &outbox{d: d, buses: make(map[route]busState)} }
+func newOutbox(d *Daemon) *outbox {
+	return &outbox{d: d, buses: make(map[route]busState), failures: make(map[route]*problem)}
+}
 
 // run delivers until ctx ends.
 func (o *outbox) run(ctx context.Context) {
@@ -52,7 +58,11 @@ func (o *outbox) run(ctx context.Context) {
 		if err != nil && ctx.Err() == nil {
 			o.d.storeFailed("deliver events", err)
 		}
-		if sent > 0 {
+		if sent > 0 && err == nil {
+			continue
+		}
+		if err != nil {
+			sleep(ctx, storeRetry, nil)
 			continue
 		}
 		sleep(ctx, o.pause(ctx), o.d.outboxWake)
@@ -174,14 +184,16 @@ func (o *outbox) store(ctx context.Context, e jobstore.OutboxEvent, result cloud
 	log := o.d.log.With("group", e.Group, "event_id", e.ID, "detail_type", e.DetailType)
 	switch {
 	case result.Err == nil:
-		o.fail(nil)
+		o.fail(routeOf(o.d.cfg.Load(), e), nil)
 		log.Debug("event delivered", "aws_event_id", result.EventID)
-		return true, o.d.store.Sent(ctx, e.ID, result.EventID, o.d.Now())
+		err := o.d.store.Sent(ctx, e.ID, result.EventID, o.d.Now())
+		return err == nil, err
 	case poisoned:
 		log.Error("event is parked: EventBridge does not take it; the group's later events go on", "err", result.Err)
-		return true, o.d.store.Park(ctx, e.ID, result.Err.Error())
+		err := o.d.store.Park(ctx, e.ID, result.Err.Error())
+		return err == nil, err
 	}
-	o.fail(result.Err)
+	o.fail(routeOf(o.d.cfg.Load(), e), result.Err)
 	next := o.d.Now().Add(backoff(e.Attempt+1, true))
 	if errors.Is(result.Err, cloud.ErrDenied) {
 		next = o.d.Now().Add(deniedRetry)
@@ -244,26 +256,28 @@ func (o *outbox) forget() {
 	clear(o.buses)
 }
 
-func (o *outbox) fail(err error) {
+// fail notes why events cannot be delivered on a route; nil: they can.
+func (o *outbox) fail(r route, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	p := o.failures[r]
 	switch {
 	case err == nil:
-		o.failure = nil
-	case o.failure == nil:
-		o.failure = &problem{"events", err.Error(), o.d.Now()}
+		delete(o.failures, r)
+	case p == nil:
+		o.failures[r] = &problem{"events", err.Error(), o.d.Now()}
 	default:
-		o.failure.message = err.Error()
+		o.failures[r] = &problem{"events", err.Error(), p.since}
 	}
 }
 
-// problem is why events cannot be delivered; nil: they can.
-func (o *outbox) problem() *problem {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.failure == nil {
+// problem is why a group's events cannot be delivered; nil: they can.
+func (o *outbox) problem(g group) *problem {
+	if g.def == nil {
 		return nil
 	}
-	p := *o.failure
-	return &p
+	r := routeOf(o.d.cfg.Load(), jobstore.OutboxEvent{Event: jobstore.Event{Region: g.def.AWS.Region, Credential: g.def.Credential}})
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.failures[r]
 }

@@ -59,25 +59,3 @@ func (d *Daemon) setLog(cfg *config.Config) {
 		d.SetLog(cfg.Log)
 	}
 }
-
-// lookAgain has pending groups looked for at once.
-func (gs *groups) lookAgain() {
-	gs.mu.Lock()
-	for _, g := range gs.m {
-		if g.lookErr != nil {
-			g.nextLook, g.lookPause = gs.d.Now(), 0
-		}
-	}
-	gs.mu.Unlock()
-	wake(gs.d.groupsWake)
-}
-
-// lookAnew has every group reconciled again before its next job.
-func (gs *groups) lookAnew() {
-	gs.mu.Lock()
-	for _, g := range gs.m {
-		g.found = nil
-	}
-	gs.mu.Unlock()
-	wake(gs.d.groupsWake)
-}

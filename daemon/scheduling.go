@@ -33,6 +33,21 @@ func rule(g *config.Group) (*schedule.Rule, error) {
 
 // next is a group's next tick.
 func (d *Daemon) next(g group) (tick, at time.Time, missed int) {
+	generations, err := d.store.Generations(context.Background(), g.name)
+	if err != nil {
+		d.storeFailed("read the generations", err)
+	}
+	var rotated time.Time
+	for _, gen := range generations {
+		if gen.Stage == string(lifecycle.Active) {
+			rotated = gen.ActivatedAt
+		}
+	}
+	return d.nextAfter(g, rotated)
+}
+
+// nextAfter is the next tick of a group that was last rotated at the given time.
+func (d *Daemon) nextAfter(g group, rotated time.Time) (tick, at time.Time, missed int) {
 	if g.def == nil || g.gone || !d.cfg.Load().Designated {
 		return
 	}
@@ -43,16 +58,6 @@ func (d *Daemon) next(g group) (tick, at time.Time, missed int) {
 	}
 	if r == nil {
 		return
-	}
-	var rotated time.Time
-	generations, err := d.store.Generations(context.Background(), g.name)
-	if err != nil {
-		d.storeFailed("read the generations", err)
-	}
-	for _, gen := range generations {
-		if gen.Stage == string(lifecycle.Active) {
-			rotated = gen.ActivatedAt
-		}
 	}
 	return r.Next(g.name, schedule.State{Since: g.row.FirstSeen, Changed: g.row.EnabledAt,
 		LastTick: g.row.LastTick, LastRotation: rotated}, d.Now())

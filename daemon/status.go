@@ -15,15 +15,16 @@ type view struct {
 	now         time.Time
 	generations map[string][]lifecycle.Generation
 	open        map[string][]jobstore.Job
-	discarded   map[string]jobstore.Job // the newest job of a group, where it was given up
+	discarded   map[string]jobstore.Job // a group's last job of its kind, where it was given up
+	parked      map[string][]jobstore.OutboxEvent
 	tokens      map[string]*problem
-	outbox      *problem
 	storing     *problem
 }
 
 func (d *Daemon) view(ctx context.Context) (*view, error) {
 	v := &view{now: d.Now(), generations: make(map[string][]lifecycle.Generation), open: make(map[string][]jobstore.Job),
-		discarded: make(map[string]jobstore.Job), tokens: make(map[string]*problem), outbox: d.outbox.problem(), storing: d.storing.Load()}
+		discarded: make(map[string]jobstore.Job), parked: make(map[string][]jobstore.OutboxEvent),
+		tokens: make(map[string]*problem), storing: d.storing.Load()}
 	rows, err := d.store.AllGenerations(ctx)
 	if err != nil {
 		return nil, err
@@ -38,22 +39,24 @@ func (d *Daemon) view(ctx context.Context) (*view, error) {
 	for _, j := range jobs {
 		v.open[j.Group] = append(v.open[j.Group], j)
 	}
-	given, err := d.store.Jobs(ctx, jobstore.JobFilter{State: jobstore.Discarded, Limit: 1000})
+	given, err := d.store.GivenUp(ctx)
 	if err != nil {
 		return nil, err
 	}
-	looked := make(map[string]bool)
 	for _, j := range given {
-		if looked[j.Group] {
-			continue
-		}
-		looked[j.Group] = true
-		newest, err := d.store.Jobs(ctx, jobstore.JobFilter{Group: j.Group, Limit: 1})
+		v.discarded[j.Group] = j
+	}
+	stats, err := d.store.OutboxStats(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if stats.Parked > 0 {
+		parked, err := d.store.Events(ctx, jobstore.EventFilter{State: jobstore.Parked})
 		if err != nil {
 			return nil, err
 		}
-		if len(newest) == 1 && newest[0].ID == j.ID {
-			v.discarded[j.Group] = j
+		for _, e := range parked {
+			v.parked[e.Group] = append(v.parked[e.Group], e)
 		}
 	}
 	for name, t := range d.tokens.m {
@@ -78,9 +81,10 @@ func (d *Daemon) groupStatus(g group, v *view) control.GroupStatus {
 			expired = !gen.ValidTo.IsZero() && !v.now.Before(gen.ValidTo)
 		}
 	}
-	_, at, _ := d.next(g)
+	_, at, _ := d.nextAfter(g, s.LastRotation.Time)
 	s.NextRotation = control.At(at)
-	s.Problems = d.groupProblems(g, v)
+	due := overdueSince(g, v, at)
+	s.Problems = d.groupProblems(g, v, due)
 
 	var failing, rotating bool
 	for _, j := range v.open[g.name] {
@@ -88,7 +92,6 @@ func (d *Daemon) groupStatus(g group, v *view) control.GroupStatus {
 		rotating = rotating || j.Kind == string(lifecycle.Rotate)
 	}
 	_, given := v.discarded[g.name]
-	due := overdueSince(g, v, at)
 	switch {
 	case g.gone:
 		s.State = control.GroupRemoved
@@ -100,11 +103,9 @@ func (d *Daemon) groupStatus(g group, v *view) control.GroupStatus {
 		s.State = control.GroupFailing
 	case !due.IsZero():
 		s.State = control.GroupOverdue
-	case g.lookErr != nil:
-		s.State = control.GroupPending
 	case rotating:
 		s.State = control.GroupRotating
-	case s.Active.Generation == nil:
+	case g.lookErr != nil, s.Active.Generation == nil:
 		s.State = control.GroupPending
 	}
 	return s
@@ -135,7 +136,7 @@ func overdueSince(g group, v *view, next time.Time) time.Time {
 }
 
 // groupProblems is everything about a group that a person should know.
-func (d *Daemon) groupProblems(g group, v *view) []control.Problem {
+func (d *Daemon) groupProblems(g group, v *view, due time.Time) []control.Problem {
 	problems := []control.Problem{}
 	add := func(code, message string, since time.Time) {
 		problems = append(problems, control.Problem{Code: code, Message: message, Since: control.At(since)})
@@ -160,7 +161,7 @@ func (d *Daemon) groupProblems(g group, v *view) []control.Problem {
 	if j, ok := v.discarded[g.name]; ok {
 		add("discarded", fmt.Sprintf("%s job %s was given up: %s", j.Kind, j.ID, j.Error), j.FinishedAt)
 	}
-	if due := overdueSince(g, v, time.Time{}); !due.IsZero() {
+	if !due.IsZero() {
 		add("overdue", "a rotation was due at "+due.UTC().Format(time.RFC3339), due)
 	}
 	if g.lookErr != nil {
@@ -169,17 +170,20 @@ func (d *Daemon) groupProblems(g group, v *view) []control.Problem {
 	for _, alias := range g.row.OldAliases {
 		add("old-alias", fmt.Sprintf("%s was the group's alias and moves no more: delete it when nothing uses it, or list it in former_aliases", alias), g.row.EnabledAt)
 	}
-	if g.found != nil {
-		for _, f := range g.found.Problems {
-			add(f.Code, f.Message, g.foundAt)
+	if g.looked != nil {
+		for _, f := range g.looked.Problems {
+			add(f.Code, f.Message, g.looked.at)
 		}
+	}
+	for _, e := range v.parked[g.name] {
+		add("event-parked", fmt.Sprintf("event %s, %s, is not taken by EventBridge and is parked: %s", e.ID, e.DetailType, e.Error), e.OccurredAt)
 	}
 	if g.def != nil {
 		if p := v.tokens[g.def.HSM]; p != nil {
 			add(p.code, p.message, p.since)
 		}
 	}
-	for _, p := range []*problem{v.outbox, v.storing} {
+	for _, p := range []*problem{d.outbox.problem(g), v.storing, d.unreadable.Load()} {
 		if p != nil {
 			add(p.code, p.message, p.since)
 		}

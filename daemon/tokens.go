@@ -48,6 +48,7 @@ type token struct {
 	away     error     // why the token is unavailable; nil: it is there, or nobody has looked
 	since    time.Time // since when
 	checked  time.Time
+	there    bool // connected when last looked at
 }
 
 func newTokens(d *Daemon, cfg *config.Config) *tokens {
@@ -146,10 +147,11 @@ func (t *token) After(ctx context.Context, err error) error {
 	t.mu.Unlock()
 	result := jobstore.LoginOK
 	switch {
-	case errors.Is(err, hsm.ErrPINIncorrect):
-		result = jobstore.LoginIncorrect
 	case hsm.WaitingFor(err) == lifecycle.WaitPIN:
-		result = jobstore.LoginLocked
+		// Whatever a token has against a PIN: the same one is not tried again.
+		result = jobstore.LoginIncorrect
+		t.d.log.Error("the token refused the PIN; it is not tried again, since tokens lock", "hsm", t.name, "err", err,
+			"advice", "correct the PIN; a changed pin_file is noticed, for a pin_credential run byokctl hsm --login "+t.name)
 	case err != nil:
 		result = jobstore.LoginError
 	}
@@ -186,24 +188,24 @@ func (t *token) run(ctx context.Context) {
 
 // look connects, or checks the connection, and notes what came of it.
 func (t *token) look(ctx context.Context) {
-	if t.token.Info().Connected {
-		t.mu.Lock()
-		due := time.Since(t.checked) >= tokenCheck
-		t.mu.Unlock()
-		if !due {
-			return
-		}
+	t.mu.Lock()
+	fresh, there, away := time.Since(t.checked) < tokenCheck, t.there, t.away
+	t.mu.Unlock()
+	switch connected := t.token.Info().Connected; {
+	case connected && there && away == nil && fresh:
+		return
+	case connected && there:
 		err := t.token.Check(ctx)
 		t.mu.Lock()
 		t.checked = time.Now()
-		away := t.away
 		t.mu.Unlock()
 		if err != nil || away != nil {
 			t.note(ctx, err)
 		}
-		return
+	default:
+		// Connected since the last look, perhaps by a job, or not yet.
+		t.note(ctx, t.token.Connect(ctx))
 	}
-	t.note(ctx, t.token.Connect(ctx))
 }
 
 // note records whether the token is there. Only what time may mend makes it
@@ -213,6 +215,9 @@ func (t *token) note(ctx context.Context, err error) {
 	if ctx.Err() != nil {
 		return
 	}
+	t.mu.Lock()
+	t.there = err == nil
+	t.mu.Unlock()
 	if hsm.WaitingFor(err) == lifecycle.WaitPIN || hsm.WaitingFor(err) == lifecycle.WaitConfig {
 		t.setAway(nil)
 		return
@@ -243,7 +248,7 @@ func (t *token) setAway(err error) (was error) {
 // wake starts the jobs that waited for this token, and looks for the keys of
 // groups that could not be looked for without it.
 func (t *token) wake(ctx context.Context) {
-	if _, err := t.d.store.Wake(ctx, jobstore.WakeFilter{HSMs: []string{t.name}, WaitingFor: []string{"", lifecycle.WaitPIN}}); err != nil {
+	if _, err := t.d.store.Wake(ctx, jobstore.WakeFilter{HSMs: []string{t.name}, WaitingFor: []string{"", lifecycle.WaitPIN, lifecycle.WaitConfig}}); err != nil {
 		t.d.storeFailed("wake the jobs of an HSM", err)
 	}
 	wake(t.d.jobsWake)
@@ -255,6 +260,7 @@ func (t *token) wake(ctx context.Context) {
 func (t *token) hung(ctx context.Context) {
 	err := fmt.Errorf("%w: a call into the module of [hsm.%s] has not returned within call_timeout", errHSMUnavailable, t.name)
 	t.setAway(err)
+	t.d.ending.Store(true)
 	t.d.log.Error("HSM hangs: byokd restarts when the jobs of other HSMs have finished", "hsm", t.name, "err", err)
 	for {
 		busy, serr := t.d.busyElsewhere(ctx)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"byokd/daemon/jobstore"
@@ -14,10 +15,10 @@ import (
 )
 
 const (
-	// defaultWorkers is how many jobs run at once with max_jobs = 0. A rotation
-	// mostly waits: for its turn at GetParametersForImport, one a second per
-	// account and Region, and for the HSM.
-	defaultWorkers = 16
+	// placeWorkers is how many jobs run at once for one account and Region with
+	// max_jobs = 0. A rotation mostly waits: for its turn at
+	// GetParametersForImport, one a second, and for the HSM.
+	placeWorkers = 16
 
 	// Retries of transient and unknown errors are this far apart.
 	firstRetry = time.Second
@@ -44,9 +45,9 @@ const (
 func (d *Daemon) work(ctx context.Context) {
 	var running sync.WaitGroup
 	defer running.Wait()
-	places := make(chan struct{}, 1024)
+	var atOnce atomic.Int64
 	for ctx.Err() == nil {
-		job, err := d.claim(ctx, len(places))
+		job, err := d.claim(ctx, int(atOnce.Load()))
 		switch {
 		case err != nil:
 			if ctx.Err() == nil {
@@ -58,27 +59,62 @@ func (d *Daemon) work(ctx context.Context) {
 			sleep(ctx, d.untilDue(ctx), d.jobsWake)
 			continue
 		}
-		places <- struct{}{}
+		atOnce.Add(1)
+		d.count(job.Group, 1)
 		running.Go(func() {
 			d.runJob(ctx, job)
-			<-places
+			d.count(job.Group, -1)
+			atOnce.Add(-1)
 			wake(d.jobsWake)
 		})
 	}
 }
 
-// claim takes the next job, or none where there is none, as many as may be run
-// already, or this is not the designated device.
+// claim takes the next job, or none where there is none that may be run now.
 func (d *Daemon) claim(ctx context.Context, running int) (*jobstore.Job, error) {
 	cfg := d.cfg.Load()
-	limit := cfg.MaxJobs
-	if limit == 0 {
-		limit = defaultWorkers
-	}
-	if !cfg.Designated || running >= limit {
+	if !cfg.Designated || cfg.MaxJobs > 0 && running >= cfg.MaxJobs || d.ending.Load() {
 		return nil, nil
 	}
-	return d.store.Claim(ctx, d.Now(), jobstore.Skip{HSMs: d.tokens.unavailable()})
+	skip := jobstore.Skip{HSMs: d.tokens.unavailable(), Gone: d.groups.goneNames()}
+	if cfg.MaxJobs == 0 {
+		skip.Groups = d.busyPlaces()
+	}
+	return d.store.Claim(ctx, d.Now(), skip)
+}
+
+// busyPlaces are the groups of those accounts and Regions for which as many jobs
+// run as keep their quotas busy.
+func (d *Daemon) busyPlaces() []string {
+	d.runningMu.Lock()
+	full := make(map[string]bool)
+	for place, n := range d.running {
+		if n >= placeWorkers {
+			full[place] = true
+		}
+	}
+	d.runningMu.Unlock()
+	if len(full) == 0 {
+		return nil
+	}
+	var names []string
+	for _, name := range d.groups.names() {
+		if g, ok := d.groups.get(name); ok && g.def != nil && full[g.def.Credential+" "+g.def.AWS.Region] {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// count notes that a job of a group begins or ends.
+func (d *Daemon) count(group string, by int) {
+	g, ok := d.groups.get(group)
+	if !ok || g.def == nil {
+		return
+	}
+	d.runningMu.Lock()
+	defer d.runningMu.Unlock()
+	d.running[g.def.Credential+" "+g.def.AWS.Region] += by
 }
 
 func (d *Daemon) untilDue(ctx context.Context) time.Duration {
@@ -97,13 +133,17 @@ func (d *Daemon) runJob(ctx context.Context, row *jobstore.Job) {
 	job, err := lifecycleJob(row)
 	if err == nil {
 		log.Info("job starts", "trigger", row.Trigger, "attempt", row.Attempt)
-		err = d.attempt(ctx, job)
+		err = d.attempt(ctx, row, job)
 	}
 	d.metrics.job(row, err)
 	d.settle(ctx, row, job, err)
 	d.changes.notify()
 
 	elapsed := time.Since(begun).Round(time.Millisecond)
+	if errors.Is(err, errNotDue) {
+		log.Info("job cancelled", "reason", err)
+		return
+	}
 	switch class := lifecycle.ClassOf(err); class {
 	case "":
 		log.Info("job completed", "elapsed", elapsed)
@@ -118,11 +158,18 @@ func (d *Daemon) runJob(ctx context.Context, row *jobstore.Job) {
 	}
 }
 
+// errNotDue ends a scheduled rotation that is no longer due.
+var errNotDue = errors.New("a later rotation was made already")
+
 // attempt looks at the three places where a group's keys may be, if that has not
 // been done since byokd started, and runs the job.
-func (d *Daemon) attempt(ctx context.Context, job *lifecycle.Job) error {
-	if err := d.groups.reconciled(ctx, job.Group, job.Definition); err != nil {
+func (d *Daemon) attempt(ctx context.Context, row *jobstore.Job, job *lifecycle.Job) error {
+	l, err := d.groups.reconciled(ctx, job.Group, job.Definition)
+	if err != nil {
 		return fmt.Errorf("look for the group's keys: %w", err)
+	}
+	if notDue(row, l) {
+		return errNotDue
 	}
 	return d.engine.Run(ctx, job)
 }
@@ -130,11 +177,16 @@ func (d *Daemon) attempt(ctx context.Context, job *lifecycle.Job) error {
 // settle stores a job's outcome. It goes on trying for as long as byokd runs:
 // what it cannot store is found running at the next start and gone on with.
 func (d *Daemon) settle(ctx context.Context, row *jobstore.Job, job *lifecycle.Job, err error) {
+	applied := err == nil && d.groups.applies(job)
 	for pause := time.Second; ; pause = min(2*pause, 30*time.Second) {
-		serr := d.storeOutcome(context.WithoutCancel(ctx), row, job, err)
+		serr := d.storeOutcome(context.WithoutCancel(ctx), row, job, err, applied)
 		if serr == nil {
 			d.storeWorks()
 			break
+		}
+		if errors.Is(serr, jobstore.ErrNotRunning) {
+			d.log.Error("the job's outcome is not stored: it is not running any more", "group", row.Group, "job", row.ID, "err", serr)
+			return
 		}
 		d.storeFailed("store a job's outcome", serr)
 		if !sleep(ctx, pause, nil) {
@@ -144,20 +196,27 @@ func (d *Daemon) settle(ctx context.Context, row *jobstore.Job, job *lifecycle.J
 	wake(d.jobsWake)
 	if err == nil {
 		d.metrics.steps(job)
-		d.groups.jobDone(ctx, row, job)
 	}
+	d.groups.jobEnded(ctx, job, err == nil, applied)
 }
 
-func (d *Daemon) storeOutcome(ctx context.Context, row *jobstore.Job, job *lifecycle.Job, err error) error {
+func (d *Daemon) storeOutcome(ctx context.Context, row *jobstore.Job, job *lifecycle.Job, err error, applied bool) error {
 	now := d.Now()
+	if errors.Is(err, errNotDue) {
+		return d.store.Finish(ctx, row.ID, jobstore.Cancelled, err.Error(), jobstore.Change{})
+	}
 	switch class := lifecycle.ClassOf(err); class {
 	case "":
-		return d.store.Finish(ctx, row.ID, "completed", "", jobstore.Change{})
+		var c jobstore.Change
+		if applied {
+			c.Applied = job.Definition.Digest
+		}
+		return d.store.Finish(ctx, row.ID, jobstore.Completed, "", c)
 	case lifecycle.Interrupted:
 		return d.store.Release(ctx, row.ID)
 	case lifecycle.Permanent:
 		c, _ := d.failureEvent(row, job, err, now, true)
-		return d.store.Finish(ctx, row.ID, "discarded", err.Error(), c)
+		return d.store.Finish(ctx, row.ID, jobstore.Discarded, err.Error(), c)
 	default:
 		retry := jobstore.Retry{WaitingFor: lifecycle.WaitingFor(err), Error: err.Error()}
 		switch {
@@ -166,7 +225,11 @@ func (d *Daemon) storeOutcome(ctx context.Context, row *jobstore.Job, job *lifec
 		case class == lifecycle.Operator:
 			retry.NextAttempt = now.Add(operatorRetry)
 		default:
-			retry.NextAttempt = now.Add(backoff(row.Attempt, isOutage(err)))
+			pause := backoff(row.Attempt, isOutage(err))
+			if after := lifecycle.RetryAfter(err); after > 0 {
+				pause = min(pause, after)
+			}
+			retry.NextAttempt = now.Add(pause)
 		}
 		c, reported := d.failureEvent(row, job, err, now, class == lifecycle.Operator)
 		if reported {

@@ -65,6 +65,7 @@ Exit status: 0 done; 1 it failed; 2 usage, configuration, unknown group or job;
 	root.PersistentFlags().StringVar(&t.socket, "socket", os.Getenv("BYOKD_SOCKET"), "reach the daemon at `PATH`, not $BYOKD_SOCKET, nor in its runtime_dir")
 	for _, c := range []*cobra.Command{
 		t.initCommand(),
+		t.recoverCommand(),
 		t.checkCommand(),
 		t.statusCommand(),
 		t.keysCommand(),

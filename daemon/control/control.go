@@ -207,6 +207,12 @@ var severity = []string{
 	GroupRemoved, GroupPending, GroupRotating, GroupOK,
 }
 
+// Severity is how bad a group's state is, in the order in which groups are
+// shown: the higher the worse.
+func Severity(state string) int {
+	return len(severity) - slices.Index(severity, state)
+}
+
 // sortWorstFirst sorts by severity, then groups with problems first, then by
 // name. A state that it does not know counts as the worst.
 func sortWorstFirst(groups []GroupStatus) {

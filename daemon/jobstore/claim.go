@@ -9,7 +9,8 @@ import (
 // Skip names what Claim leaves alone for now.
 type Skip struct {
 	HSMs   []string // unavailable ones
-	Groups []string // pending ones
+	Groups []string // those whose account and Region has enough to do
+	Gone   []string // those whose file is gone: of their jobs only one goes on that may have moved the alias
 }
 
 // Claim makes the next due job running and returns it with its steps; nil when
@@ -26,6 +27,11 @@ func (s *Store) Claim(ctx context.Context, now time.Time, skip Skip) (*Job, erro
 		if len(skip.Groups) > 0 {
 			args = append(args, jsonText(skip.Groups))
 			skipped += fmt.Sprintf(" AND j.grp NOT IN (SELECT value FROM json_each(?%d))", len(args))
+		}
+		if len(skip.Gone) > 0 {
+			args = append(args, jsonText(skip.Gone))
+			skipped += fmt.Sprintf(` AND (j.grp NOT IN (SELECT value FROM json_each(?%d))
+				OR EXISTS (SELECT 1 FROM steps WHERE steps.job_id = j.id AND steps.name = 'activate' AND steps.state <> 'pending'))`, len(args))
 		}
 		// One search of the index jobs_ready for the urgent ones, and one for the
 		// others, so that many waiting jobs cost nothing.

@@ -274,6 +274,7 @@ type Change struct {
 	Events      []Event
 	Audit       []AuditEntry
 	Jobs        []NewJob
+	Applied     string // digest of the definition that AWS agrees with now, of the job's group; "": unchanged
 }
 
 // Advance records a step of a running job, or, without a job, what
@@ -309,6 +310,11 @@ func (t *tx) apply(c Change) error {
 	}
 	if err := t.insertAudit("", c.JobID, c.Audit); err != nil {
 		return err
+	}
+	if c.Applied != "" {
+		if _, err := t.exec(`UPDATE groups SET applied_digest = ? WHERE name = (SELECT grp FROM jobs WHERE id = ?)`, c.Applied, c.JobID); err != nil {
+			return err
+		}
 	}
 	for _, n := range c.Jobs {
 		if _, err := t.enqueue(n); err != nil {
@@ -388,10 +394,10 @@ func (s *Store) Release(ctx context.Context, jobID string) error {
 
 // Rescue makes the jobs available that a process which is no more left running,
 // and returns how many. It is called once at start, before the first Claim. The
-// attempt that died counts.
+// attempt that died does not count: it tells of the process, not of the job.
 func (s *Store) Rescue(ctx context.Context) (n int, err error) {
 	err = s.write(ctx, func(t *tx) error {
-		n, err = t.exec(`UPDATE jobs SET state = 'available' WHERE state = 'running'`)
+		n, err = t.exec(`UPDATE jobs SET state = 'available', attempt = max(attempt - 1, 0) WHERE state = 'running'`)
 		return err
 	})
 	if err != nil {
@@ -588,6 +594,18 @@ func (s *Store) OpenJobs(ctx context.Context) ([]Job, error) {
 	jobs, err := collect(rows, err, scanJob)
 	if err != nil {
 		return nil, fmt.Errorf("list open jobs: %w", err)
+	}
+	return jobs, nil
+}
+
+// GivenUp returns, without their steps, the discarded jobs that no later job of
+// the same group and kind has followed.
+func (s *Store) GivenUp(ctx context.Context) ([]Job, error) {
+	rows, err := s.r.QueryContext(ctx, `SELECT `+jobColumns+` FROM jobs d WHERE state = 'discarded' AND NOT EXISTS
+		(SELECT 1 FROM jobs n WHERE n.grp = d.grp AND n.kind = d.kind AND n.id > d.id) ORDER BY id`)
+	jobs, err := collect(rows, err, scanJob)
+	if err != nil {
+		return nil, fmt.Errorf("list jobs that were given up: %w", err)
 	}
 	return jobs, nil
 }

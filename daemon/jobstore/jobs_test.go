@@ -458,7 +458,7 @@ func TestReleaseAndRescue(t *testing.T) {
 	must(t, err)
 	equal(t, "rescued", n, 1)
 	got = load(t, s, job.ID)
-	equal(t, "attempt", got.Attempt, 1)
+	equal(t, "attempt", got.Attempt, 0)
 	mustBe(t, s.Advance(t.Context(), jobstore.Change{JobID: job.ID}), jobstore.ErrNotRunning)
 	claim(t, s, c, job.ID)
 }

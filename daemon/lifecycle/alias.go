@@ -144,7 +144,7 @@ func (r *run) mayBeActive(ctx context.Context, g *Generation, since time.Time) e
 }
 
 // errNotMoved is an alias of which it is certain that it was not moved.
-var errNotMoved = errors.New("the alias was not moved")
+var errNotMoved = errors.New("not moved")
 
 // notMoved wraps KMS's refusal to move an alias, if it is one.
 func notMoved(err error) error {
@@ -216,8 +216,8 @@ func (r *run) moveAlias(ctx context.Context, now string, intent aliasIntent) err
 		if intent.From != "" {
 			back = "point it back at " + intent.From
 		}
-		return operator(WaitAlias, "%s was moved by somebody else: it points at KMS key %s, and this job was to move it from %s to %s; "+
-			"%s and run byokctl retry, or cancel the job", alias, now, orNone(intent.From), intent.To, back)
+		return notMoved(operator(WaitAlias, "%s was moved by somebody else: it points at KMS key %s, and this job was to move it from %s to %s; "+
+			"%s and run byokctl retry, or cancel the job", alias, now, orNone(intent.From), intent.To, back))
 	}
 	return r.poll(ctx, "move "+alias, func() (bool, error) {
 		key, err := r.kms.DescribeKey(ctx, alias)

@@ -41,6 +41,9 @@ type Engine struct {
 const (
 	defaultCreateLook = 2 * time.Minute
 
+	// lookPause is how far apart the looks for that key are.
+	lookPause = 20 * time.Second
+
 	// settleLook bounds the looks at one change that KMS shows late: AWS speaks
 	// of seconds, sometimes minutes; what takes longer is the next attempt's.
 	settleLook = 30 * time.Second

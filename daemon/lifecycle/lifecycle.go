@@ -382,6 +382,9 @@ type Fault struct {
 	Class      Class
 	WaitingFor string // with Operator: one of the Wait constants
 	Err        error
+
+	// After, with Transient, is when it is of use to try again; zero: not known.
+	After time.Duration
 }
 
 func (f *Fault) Error() string { return f.Err.Error() }
@@ -428,6 +431,14 @@ func WaitingFor(err error) string {
 		return f.WaitingFor
 	}
 	return ""
+}
+
+// RetryAfter returns when it is of use to try again, or 0 where that is not known.
+func RetryAfter(err error) time.Duration {
+	if f, ok := errors.AsType[*Fault](err); ok {
+		return f.After
+	}
+	return 0
 }
 
 // operator makes an Operator fault.

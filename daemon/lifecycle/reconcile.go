@@ -21,6 +21,8 @@ type Findings struct {
 	Foreign     bool         // the alias points at a key that is not the group's
 	Problems    []Finding
 
+	Account string // of the credential; "": not known
+
 	traces bool // KMS or HSM have something of the group's
 }
 
@@ -540,7 +542,7 @@ func (rec *reconciliation) record(ctx context.Context) error {
 // findings are what the caller is told; known is how many generations the
 // journal had.
 func (rec *reconciliation) findings(known int) Findings {
-	f := Findings{Generations: rec.sorted(), Recovered: len(rec.byNumber) - known, AliasKeyID: rec.alias.ID,
+	f := Findings{Generations: rec.sorted(), Recovered: len(rec.byNumber) - known, AliasKeyID: rec.alias.ID, Account: rec.account,
 		Problems: rec.problems, traces: len(rec.tagged)+len(rec.onToken) > 0}
 	if rec.alias.ID != "" {
 		if _, ours := rec.byKey(rec.alias.ID); !ours {

@@ -135,28 +135,36 @@ func TestNothingToRetire(t *testing.T) {
 			w.synchronize(definition(), lifecycle.Request{Asked: true, Generation: ptr(1), DeleteMaterial: true})
 		}, "no key material"},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			w := newWorld(t)
-			w.rotate(retiring(0))
-			w.rotate(retiring(0))
-			id := w.journal.nextDue()
-			tt.change(w, w.journal.jobs[id])
-			events := len(w.journal.events)
-			if err := w.drive(id, 0); err != nil {
-				t.Fatal(err)
-			}
-			if got := len(w.journal.events); got != events {
-				t.Errorf("told of %s", w.journal.events[got-1].DetailType)
-			}
-			for _, name := range []string{"retire", "announce"} {
-				if got := w.step(id, name); got.State != lifecycle.Skipped {
-					t.Errorf("step %s is %s", name, got.State)
+		for _, when := range []string{"before", "between"} { // the check and the act
+			t.Run(tt.name+" "+when, func(t *testing.T) {
+				w := newWorld(t)
+				w.rotate(retiring(0))
+				w.rotate(retiring(0))
+				id := w.journal.nextDue()
+				if when == "between" {
+					w.kms.denied["DisableKey"] = true
+					wantOperator(t, w.drive(id, 0), lifecycle.WaitPermission)
+					w.kms.denied["DisableKey"] = false
 				}
-			}
-			if got := w.step(id, "retire").Message; !strings.Contains(got, tt.said) {
-				t.Errorf("said %q", got)
-			}
-		})
+				tt.change(w, w.journal.jobs[id])
+				events := len(w.journal.events)
+				w.calls = nil
+				if err := w.drive(id, 0); err != nil {
+					t.Fatal(err)
+				}
+				if got := len(w.journal.events); got != events || len(w.writes()) != 0 {
+					t.Errorf("%d events, wrote %q", got-events, w.writes())
+				}
+				for _, name := range []string{"retire", "announce"} {
+					if got := w.step(id, name); got.State != lifecycle.Skipped {
+						t.Errorf("step %s is %s", name, got.State)
+					}
+				}
+				if got := w.step(id, "retire").Message; !strings.Contains(got, tt.said) {
+					t.Errorf("said %q", got)
+				}
+			})
+		}
 	}
 }
 

@@ -321,9 +321,9 @@ func (r *run) lookLonger(ctx context.Context, s *Step) error {
 			return err
 		}
 	}
-	if left := intent.SentAt.Add(r.createLook()).Sub(now); left > 0 {
-		return &Fault{Class: Transient, Err: fmt.Errorf(
-			"an earlier CreateKey was not answered and no key with its tags is to be found yet: looking for %s more before another key is made", left.Round(time.Second))}
+	if until := intent.SentAt.Add(r.createLook()); until.After(now) {
+		return &Fault{Class: Transient, After: min(until.Sub(now), lookPause), Err: fmt.Errorf(
+			"an earlier CreateKey was not answered and no key with its tags is to be found yet: looking until %s before another key is made", until.UTC().Format(time.RFC3339))}
 	}
 	return nil
 }

@@ -185,27 +185,51 @@ func TestCreateKeyRefused(t *testing.T) {
 	}
 }
 
-// The look goes on in the next rotation when the one that sent CreateKey is over.
+// The look goes on in the next rotation when the one that sent CreateKey is over,
+// and under the tags that were sent.
 func TestLateTagsOfAnEarlierJob(t *testing.T) {
+	for late, keys := range map[time.Duration]int{90 * time.Second: 1, 3 * time.Minute: 2} {
+		w := newWorld(t)
+		w.kms.lateTags = late
+		w.loseAnswer("kms.CreateKey")
+		first := w.journal.enqueue(lifecycle.Rotate, definition(), lifecycle.Request{}, "schedule")
+		if err, _ := w.attempt(first); lifecycle.ClassOf(err) != lifecycle.Unknown {
+			t.Fatal(err)
+		}
+		w.journal.finish(first, "discarded")
+		second := w.journal.enqueue(lifecycle.Rotate, definition(), lifecycle.Request{}, "schedule")
+		if err := w.drive(second, 0); err != nil {
+			t.Fatal(err)
+		}
+		if got := len(w.kms.keys); got != keys {
+			t.Errorf("tags after %s: %d KMS keys", late, got)
+		}
+		if g := w.generation(1); g.JobID != first || g.Stage != lifecycle.Active {
+			t.Errorf("tags after %s: generation 1: %+v", late, g)
+		}
+		w.advance(time.Hour)
+		w.reconcileUntilDone(definition())
+		w.drain()
+		w.check()
+	}
+}
+
+// What has happened is recorded although byokd is told to stop meanwhile.
+func TestStoppedMeanwhile(t *testing.T) {
 	w := newWorld(t)
-	w.kms.lateTags = 90 * time.Second
-	w.loseAnswer("kms.CreateKey")
-	first := w.journal.enqueue(lifecycle.Rotate, definition(), lifecycle.Request{}, "schedule")
-	if err, _ := w.attempt(first); lifecycle.ClassOf(err) != lifecycle.Unknown {
-		t.Fatal(err)
+	w.hook = func(call string, _ int) (bool, error) {
+		if call == "kms.CreateKey" {
+			w.cancel()
+		}
+		return true, nil
 	}
-	w.journal.finish(first, "discarded")
-	second := w.journal.enqueue(lifecycle.Rotate, definition(), lifecycle.Request{}, "schedule")
-	if err := w.drive(second, 0); err != nil {
-		t.Fatal(err)
+	id := w.journal.enqueue(lifecycle.Rotate, definition(), lifecycle.Request{}, "schedule")
+	if err, _ := w.attempt(id); lifecycle.ClassOf(err) != lifecycle.Interrupted {
+		t.Fatalf("error %v", err)
 	}
-	if got := len(w.kms.keys); got != 1 {
-		t.Errorf("%d KMS keys", got)
+	if got := w.step(id, "create").State; got != lifecycle.Done || w.generation(1).KeyID == "" {
+		t.Errorf("step create is %s, the key %q", got, w.generation(1).KeyID)
 	}
-	if g := w.generation(1); g.JobID != first || g.Stage != lifecycle.Active {
-		t.Errorf("generation 1: %+v", g)
-	}
-	w.check()
 }
 
 // A key is adopted only if job and HSM ID both match.

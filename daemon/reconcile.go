@@ -1,0 +1,290 @@
+package daemon
+
+import (
+	"context"
+	"strings"
+	"sync"
+	"time"
+
+	"byokd/daemon/jobstore"
+	"byokd/daemon/lifecycle"
+)
+
+// Groups whose keys must be looked for before anything is decided about them are
+// looked for at these distances while HSM or AWS cannot be looked at.
+const (
+	firstLook = time.Second
+	lastLook  = 30 * time.Second
+
+	// operatorLook is the distance where a person must act first.
+	operatorLook = 10 * time.Minute
+
+	// againLook is when a group is looked at again that something was found of
+	// which does not fit.
+	againLook = 6 * time.Hour
+
+	// looksAtOnce is how many groups are looked for at once.
+	looksAtOnce = 8
+)
+
+// looked is what a reconciliation saw of a group, and how.
+type looked struct {
+	lifecycle.Findings
+	at         time.Time
+	place      string // of the definition that it was made with
+	designated bool   // false: nothing was recorded
+}
+
+// place is what a definition says about where a group's keys are: findings made
+// with another one do not count.
+func place(def lifecycle.Definition) string {
+	return strings.Join([]string{def.HSM, def.Credential, def.Region, def.Alias, def.ActiveKeyID, def.PreviousName}, "\n")
+}
+
+// holds reports whether the findings still count for a definition.
+func (l *looked) holds(def lifecycle.Definition, designated bool) bool {
+	return l != nil && l.place == place(def) && (l.designated || !designated)
+}
+
+// run looks for the keys of groups about which nothing can be decided without,
+// those that have no generation in the database above all. All other groups are
+// looked at before their first job.
+func (gs *groups) run(ctx context.Context) {
+	var looks sync.WaitGroup
+	defer looks.Wait()
+	places := make(chan struct{}, looksAtOnce)
+	for {
+		now := gs.d.Now()
+		next := now.Add(lastLook)
+		for _, name := range gs.names() {
+			due, ok := gs.dueLook(name, now)
+			if !ok || due.After(now) {
+				if ok && due.Before(next) {
+					next = due
+				}
+				continue
+			}
+			select {
+			case places <- struct{}{}:
+			case <-ctx.Done():
+				return
+			}
+			looks.Go(func() {
+				defer func() { <-places }()
+				gs.look(ctx, name)
+			})
+		}
+		if !sleep(ctx, max(next.Sub(gs.d.Now()), 10*time.Millisecond), gs.d.groupsWake) {
+			return
+		}
+	}
+}
+
+// dueLook is when a group is to be looked for; ok is false where it need not be.
+// One that is due is marked as being looked for.
+func (gs *groups) dueLook(name string, now time.Time) (due time.Time, ok bool) {
+	gs.mu.Lock()
+	defer gs.mu.Unlock()
+	g := gs.m[name]
+	if g == nil || g.def == nil || g.gone || g.inLook {
+		return time.Time{}, false
+	}
+	unsettled := !g.hasKeys || g.row.AppliedDigest == ""
+	switch {
+	case g.looked.holds(gs.d.definition(g.def), gs.d.cfg.Load().Designated):
+		if len(g.looked.Problems) == 0 {
+			return time.Time{}, false
+		}
+		due = g.looked.at.Add(againLook)
+	case unsettled || g.looked != nil:
+		due = g.nextLook
+	default:
+		return time.Time{}, false
+	}
+	if !due.After(now) {
+		g.inLook = true
+	}
+	return due, true
+}
+
+// look looks for a group's keys and notes when to try again if that fails.
+func (gs *groups) look(ctx context.Context, name string) {
+	d := gs.d
+	g, ok := gs.get(name)
+	if !ok {
+		return
+	}
+	if g.looked != nil && len(g.looked.Problems) > 0 {
+		gs.update(name, func(g *group) { g.looked = nil })
+	}
+	_, err := gs.reconciled(ctx, name, d.definition(g.def))
+	if ctx.Err() != nil {
+		return
+	}
+	gs.update(name, func(g *group) {
+		g.inLook = false
+		if err == nil {
+			return
+		}
+		if g.lookErr == nil {
+			g.lookSince = d.Now()
+			d.log.Warn("group is pending: byokd cannot look for its keys, and makes none before it can", "group", name, "err", err)
+		}
+		g.lookErr = err
+		g.lookPause = min(max(2*g.lookPause, firstLook), lastLook)
+		if lifecycle.ClassOf(err) == lifecycle.Operator {
+			g.lookPause = operatorLook
+		}
+		g.nextLook = d.Now().Add(g.lookPause)
+	})
+}
+
+// reconciled makes sure that a group was looked for in KMS and HSM since byokd
+// started and its definition names these places, and that what follows from it
+// is decided. It returns what was seen.
+func (gs *groups) reconciled(ctx context.Context, name string, def lifecycle.Definition) (*looked, error) {
+	d := gs.d
+	gs.mu.Lock()
+	g, ok := gs.m[name]
+	if !ok {
+		g = newGroup(name)
+		gs.m[name] = g
+	}
+	gs.mu.Unlock()
+	g.looking.Lock()
+	defer g.looking.Unlock()
+	// Read once: what was only looked at does not count when byokd is told
+	// meanwhile that this is the designated device.
+	designated := d.cfg.Load().Designated
+	if current, _ := gs.get(name); current.looked.holds(def, designated) {
+		return current.looked, nil
+	}
+	found, err := d.engine.Reconcile(ctx, def, designated)
+	if err != nil {
+		return nil, err
+	}
+	if found.Recovered > 0 {
+		d.log.Info("generations were found in KMS and HSM", "group", name, "generations", found.Recovered)
+	}
+	for _, p := range found.Problems {
+		d.log.Warn("something does not fit", "group", name, "problem", p.Code, "message", p.Message)
+	}
+	if err := d.decide(ctx, name, found, designated); err != nil {
+		return nil, err
+	}
+	l := &looked{Findings: found, at: d.Now(), place: place(def), designated: designated}
+	gs.update(name, func(g *group) { g.looked, g.lookErr, g.lookPause = l, nil, 0 })
+	d.plan(name)
+	return l, nil
+}
+
+// decide does what follows from the state in which a group was found: a group
+// of which nothing at all is known gets its first generation; for one whose
+// keys are there and whose database was lost, definition and force value count
+// as applied and seen.
+func (d *Daemon) decide(ctx context.Context, name string, found lifecycle.Findings, designated bool) error {
+	d.loading.Lock()
+	defer d.loading.Unlock()
+	g, ok := d.groups.get(name)
+	if !ok || g.row.Name == "" {
+		return nil
+	}
+	if found.Account != "" && found.Account != g.row.Account {
+		if err := d.store.SetAccount(ctx, name, found.Account); err != nil {
+			return err
+		}
+	}
+	d.groups.update(name, func(g *group) {
+		g.hasKeys = g.hasKeys || designated && len(found.Generations) > 0
+		if found.Account != "" {
+			g.row.Account = found.Account
+		}
+	})
+	if g.def == nil || g.gone || !designated {
+		return nil
+	}
+	value := g.def.Rotation.Force
+	switch {
+	case len(found.Generations) > 0 && g.row.AppliedDigest == "":
+		return d.takeAsApplied(ctx, g)
+	case found.Fresh() && value != "":
+		_, _, err := d.enqueue(ctx, ask{kind: lifecycle.Rotate, group: g.def, trigger: triggerInitial, key: forceKey(value)})
+		return err
+	case found.Fresh() && g.def.Rotation.Initial == "now":
+		_, _, err := d.enqueue(ctx, ask{kind: lifecycle.Rotate, group: g.def, trigger: triggerInitial, key: "initial"})
+		return err
+	}
+	return nil
+}
+
+// takeAsApplied notes the definition and the force value of a group whose keys
+// are there as applied and seen: a lost database is no change of either.
+func (d *Daemon) takeAsApplied(ctx context.Context, g group) error {
+	if value := g.def.Rotation.Force; value != "" {
+		if err := d.store.MarkSeen(ctx, g.name, forceKey(value)); err != nil {
+			return err
+		}
+	}
+	if err := d.store.SetApplied(ctx, g.name, g.def.Digest()); err != nil {
+		return err
+	}
+	d.groups.update(g.name, func(g *group) { g.row.AppliedDigest = g.def.Digest() })
+	return nil
+}
+
+// forceKey is the unique key of a force value.
+func forceKey(value string) string { return "force:" + value }
+
+// lookAgain has groups looked for at once that could not be, or of which
+// something was found that does not fit.
+func (gs *groups) lookAgain() {
+	gs.mu.Lock()
+	for _, g := range gs.m {
+		if g.lookErr != nil || g.looked != nil && len(g.looked.Problems) > 0 {
+			g.nextLook, g.lookPause = time.Time{}, 0
+			if g.looked != nil {
+				g.looked.at = time.Time{}
+			}
+		}
+	}
+	gs.mu.Unlock()
+	wake(gs.d.groupsWake)
+}
+
+// lookAnew has every group looked at again before its next job.
+func (gs *groups) lookAnew() {
+	gs.mu.Lock()
+	for _, g := range gs.m {
+		g.looked, g.nextLook, g.lookPause = nil, time.Time{}, 0
+	}
+	gs.mu.Unlock()
+	wake(gs.d.groupsWake)
+}
+
+// notDue reports whether a scheduled rotation that has not begun is no longer
+// due, since what was found shows that a later one was made: by another device,
+// or before an older database was put back.
+func notDue(row *jobstore.Job, l *looked) bool {
+	if row.ScheduledAt.IsZero() || row.Generation != 0 || l.Recovered == 0 {
+		return false
+	}
+	for _, g := range l.Generations {
+		if g.Stage == lifecycle.Active && g.ActivatedAt.After(row.ScheduledAt) {
+			return true
+		}
+	}
+	return false
+}
+
+// goneNames are the groups whose file is gone.
+func (gs *groups) goneNames() []string {
+	gs.mu.Lock()
+	defer gs.mu.Unlock()
+	var names []string
+	for name, g := range gs.m {
+		if g.gone {
+			names = append(names, name)
+		}
+	}
+	return names
+}
