@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -149,7 +150,13 @@ func (e *attemptError) mayRepeat(changes bool) bool {
 		// attempt gets fresh ones, such as a replaced access key.
 		return v.kind == ErrThrottled || v.kind == ErrCredentials || e.status >= 500
 	}
-	return e.endpoint != "" && (e.status == 0 || e.status >= 500)
+	return e.endpoint != "" && (e.status == 0 || e.status >= 500 || e.broken())
+}
+
+// broken reports whether the connection broke in the middle of the answer.
+func (e *attemptError) broken() bool {
+	_, isNetwork := errors.AsType[net.Error](e.err)
+	return isNetwork || errors.Is(e.err, io.ErrUnexpectedEOF)
 }
 
 // newRetryer returns a retryer for one client: three attempts, with the SDK's

@@ -394,7 +394,7 @@ func (e *Error) explainSilence(s *session, a *attemptError) {
 	case a.status != 0 && (a.status < 200 || a.status > 299):
 		e.detail = fmt.Sprintf("%s answered HTTP %d, and not as AWS does: look for a proxy or captive portal in between", a.endpoint, a.status)
 	case a.status != 0:
-		e.detail = fmt.Sprintf("the answer of %s cannot be read", a.endpoint)
+		e.detail = fmt.Sprintf("the answer of %s cannot be read: %v", a.endpoint, cause)
 	case a.sent && deadline:
 		e.detail = fmt.Sprintf("no answer of %s within %v", a.endpoint, s.cloud.settings.Timeout)
 	case a.sent:

@@ -88,7 +88,9 @@ func (d *document) checkHSM(name string, h HSM, opts Options, dirs directories) 
 	}
 	key := func(k string) string { return join(prefix, k) }
 	d.tableName(prefix, name)
-	d.checkModule(key("module"), h.Module, dirs)
+	if !opts.SkipFiles {
+		d.checkModule(key("module"), h.Module, dirs)
+	}
 	if h.TokenLabel == "" && h.TokenSerial == "" && d.ok(key("token_label"), key("token_serial")) {
 		d.problemf(key("token_label"), "is required, or token_serial, or both: they say which token it is")
 	}
@@ -143,7 +145,7 @@ func (d *document) checkModule(key, path string, dirs directories) {
 // checkSecret checks the name of a systemd credential, and the file without
 // reading it.
 func (d *document) checkSecret(fileKey, credentialKey, credential string, f SecretFile, opts Options, dirs directories) {
-	if !d.ok(fileKey, credentialKey) {
+	if !d.ok(fileKey, credentialKey) || opts.SkipFiles {
 		return
 	}
 	if credential != "" && (!credentialName.MatchString(credential) || credential == "." || credential == "..") {

@@ -368,6 +368,10 @@ type Options struct {
 	// byokd's user. Whatever can be seen is checked all the same.
 	SkipSecrets bool
 
+	// SkipFiles leaves out all checks of the files that byokd.toml names, for a
+	// caller who only wants to know where the daemon's socket is.
+	SkipFiles bool
+
 	// StandIn maps the path of a configuration file to a file whose content is
 	// read in its place, whether the first exists or not. Relative paths count
 	// from the first, problems name the second, and the permissions of the
