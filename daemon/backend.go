@@ -302,7 +302,7 @@ func (t *token) status(ctx context.Context) control.HSMStatus {
 		s.Library = control.String(info.Library + " " + info.LibraryVersion)
 	}
 	for _, p := range info.Proofs {
-		s.Proofs = append(s.Proofs, control.HSMProof{Algorithm: p.Algorithm, Route: "C_WrapKey", Outcome: p.Outcome})
+		s.Proofs = append(s.Proofs, control.HSMProof{Algorithm: p.Algorithm, Route: "CKM_RSA_PKCS_OAEP", Outcome: p.Outcome})
 	}
 	t.mu.Lock()
 	away := t.away
