@@ -144,6 +144,11 @@ func (d *Daemon) load(ctx context.Context, trigger string) {
 		d.storeFailed("read the groups", err)
 		return
 	}
+	keys, err := d.groupsWithKeys(ctx)
+	if err != nil {
+		d.storeFailed("read the generations", err)
+		return
+	}
 	set, err := config.LoadDir(cfg, d.configOptions())
 	if err != nil {
 		// The folder itself cannot be read: that no file is seen does not mean
@@ -154,11 +159,12 @@ func (d *Daemon) load(ctx context.Context, trigger string) {
 	} else {
 		d.unreadable.Store(nil)
 	}
-	d.apply(ctx, cfg, set, rows, trigger)
+	d.apply(ctx, cfg, set, rows, keys, trigger)
 }
 
-// apply compares a set of group files with the database and acts on it.
-func (d *Daemon) apply(ctx context.Context, cfg *config.Config, set *config.Set, rows []jobstore.Group, trigger string) {
+// apply compares a set of group files with the database and acts on it; set nil:
+// the files could not be read. keys are the groups that have a generation.
+func (d *Daemon) apply(ctx context.Context, cfg *config.Config, set *config.Set, rows []jobstore.Group, keys map[string]bool, trigger string) {
 	now := d.Now()
 	inDB := make(map[string]jobstore.Group)
 	for _, row := range rows {
@@ -179,9 +185,9 @@ func (d *Daemon) apply(ctx context.Context, cfg *config.Config, set *config.Set,
 			d.log.Error("the last good definition in the database cannot be read", "group", name, "err", err)
 			continue
 		}
+		g.Account = cfg.Credentials[g.Credential].Account
 		lastGood[name] = g
 	}
-	keys := d.groupsWithKeys(ctx)
 	hasGeneration := func(name string) bool { return keys[name] }
 
 	// A renamed file goes on with the group that it names.
@@ -271,10 +277,10 @@ func (d *Daemon) apply(ctx context.Context, cfg *config.Config, set *config.Set,
 }
 
 // groupsWithKeys are the groups that have a generation.
-func (d *Daemon) groupsWithKeys(ctx context.Context) map[string]bool {
+func (d *Daemon) groupsWithKeys(ctx context.Context) (map[string]bool, error) {
 	all, err := d.store.AllGenerations(ctx)
 	if err != nil {
-		d.storeFailed("read the generations", err)
+		return nil, err
 	}
 	has := make(map[string]bool)
 	for _, g := range all {
@@ -282,7 +288,7 @@ func (d *Daemon) groupsWithKeys(ctx context.Context) map[string]bool {
 			has[g.Group] = true
 		}
 	}
-	return has
+	return has, nil
 }
 
 // accept puts a good definition into force and asks for what its differences

@@ -315,6 +315,22 @@ func (w *world) problem(name, code string) string {
 	return ""
 }
 
+// askRotation asks for a rotation and returns the job as it stands.
+func (w *world) askRotation(name string) control.Job {
+	w.t.Helper()
+	jobs, err := w.client.Rotate(w.t.Context(), []string{name}, false)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return jobs[0]
+}
+
+// rotated asks for a rotation and waits for its end.
+func (w *world) rotated(name string) control.Job {
+	w.t.Helper()
+	return w.finished(w.askRotation(name).ID)
+}
+
 // finished waits for a job's end and returns it.
 func (w *world) finished(id string) control.Job {
 	w.t.Helper()

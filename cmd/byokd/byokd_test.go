@@ -433,6 +433,8 @@ func TestPanic(t *testing.T) {
 // SIGKILL before and after the effect of each AWS request of a first rotation.
 func TestKilledAtEachRequest(t *testing.T) {
 	token := hsmtest.NewSoftHSM(t)
+	cases := 0
+	defer func() { t.Logf("%d kills, each gone on from", cases) }()
 	for _, when := range []string{"before", "after"} {
 		for n := 1; ; n++ {
 			if testing.Short() && n%4 != 1 {
@@ -504,6 +506,7 @@ func TestKilledAtEachRequest(t *testing.T) {
 				}
 				break
 			}
+			cases++
 		}
 	}
 }

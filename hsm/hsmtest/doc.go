@@ -16,7 +16,7 @@ import (
 
 // PINs of the tokens that this package makes.
 const (
-	PIN   = "1234"
+	PIN   = "zq7-Kx4w" // nothing that stands in a log by chance
 	SOPIN = "12345678"
 )
 
