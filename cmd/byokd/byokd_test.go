@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -57,9 +58,27 @@ type machine struct {
 	token *hsmtest.Token
 	sim   *awssim.Sim
 	url   string
-	log   bytes.Buffer
+	log   logBuffer
 	cmd   *exec.Cmd
 	died  chan error
+}
+
+// A logBuffer collects byokd's log.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 var pairs = sync.OnceValue(func() *awssim.Pairs { return awssim.NewPairs(1) })
@@ -443,32 +462,25 @@ func TestKilledAtEachRequest(t *testing.T) {
 				}
 				continue
 			}
-			struck := false
+			var struck atomic.Bool
 			t.Run(fmt.Sprintf("%s-%d", when, n), func(t *testing.T) {
 				group := fmt.Sprintf("r-%s-%d", when, n)
 				m := &machine{t: t, dir: t.TempDir(), token: token}
-				var once sync.Once
-				strike := func(r awssim.Request) *awssim.Fault {
-					if r.N < n {
+				var victim atomic.Pointer[os.Process]
+				hook := func(r awssim.Request) *awssim.Fault {
+					p := victim.Load()
+					if p == nil || r.N < n {
 						return nil
 					}
-					once.Do(func() {
-						struck = true
-						m.cmd.Process.Signal(syscall.SIGKILL)
-					})
+					// SoftHSM writes to its token at each login, and a process that is
+					// killed in that moment leaves it unreadable.
+					m.until("byokd has logged in", func() bool { return strings.Contains(m.log.String(), "hsm wraps") })
+					victim.Store(nil)
+					struck.Store(true)
+					p.Kill()
 					return &awssim.Fault{Drop: true}
 				}
 				armed := awssim.Options{Pairs: pairs()}
-				var mu sync.Mutex
-				live := true
-				hook := func(r awssim.Request) *awssim.Fault {
-					mu.Lock()
-					defer mu.Unlock()
-					if !live {
-						return nil
-					}
-					return strike(r)
-				}
 				if when == "before" {
 					armed.Before = hook
 				} else {
@@ -479,8 +491,9 @@ func TestKilledAtEachRequest(t *testing.T) {
 				t.Cleanup(server.Close)
 				m.url = server.URL
 				m.prepare()
-				m.group(group, "")
 				m.start()
+				victim.Store(m.cmd.Process)
+				m.group(group, "")
 				m.until("byokd dies or is done", func() bool {
 					select {
 					case <-m.died:
@@ -490,9 +503,6 @@ func TestKilledAtEachRequest(t *testing.T) {
 						return m.active(group) == 1 && m.idle()
 					}
 				})
-				mu.Lock()
-				live = false
-				mu.Unlock()
 				if m.died == nil {
 					m.start()
 				}
@@ -500,7 +510,7 @@ func TestKilledAtEachRequest(t *testing.T) {
 				m.stop(syscall.SIGTERM)
 				m.check(group, 1)
 			})
-			if !struck {
+			if !struck.Load() {
 				if n < 10 {
 					t.Fatalf("a rotation has %d requests only: the fault does not strike", n-1)
 				}
