@@ -31,8 +31,21 @@ test: setup ## all tests, on real SoftHSM tokens and over HTTP against awssim
 	$(GO) test -race -timeout 20m ./...
 
 .PHONY: crash
-crash: setup ## kill byokd with SIGKILL at each journalled step of a rotation
-	$(GO) test -race -timeout 30m -count=1 -v -run 'TestKilled' ./cmd/byokd
+crash: setup ## each request and call made to fail, and byokd killed at each
+	$(GO) test -race -timeout 60m -count=1 -v -run 'TestKilled|TestCrashMatrix|TestEveryCallIsCovered' ./daemon/lifecycle ./cmd/byokd
+
+.PHONY: soak
+soak: setup ## simulated years with faults, BYOKD_SOAK_MINUTES long (default 60) or BYOKD_SOAK_YEARS
+	BYOKD_SOAK_MINUTES=$(or $(BYOKD_SOAK_MINUTES),60) $(GO) test -timeout 2h -count=1 -v -run TestSoak ./daemon
+
+.PHONY: replay
+replay: ## replay recorded interactions with AWS on awssim: make replay CASES="FILE…"
+	$(GO) run ./cloud/awssim/replay $(CASES)
+
+.PHONY: conformance
+conformance: ## the operations that byokd uses, on awssim and on an independent KMS
+	$(GO) test -count=1 ./cloud/conformance
+	cd cloud/conformance/localkms && $(GO) test -count=1 ./...
 
 .PHONY: lint
 lint: ## vet, staticcheck, gofmt, go.mod, known vulnerabilities

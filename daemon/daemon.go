@@ -216,6 +216,11 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("settle the jobs that were interrupted: %w", err)
 	}
+	if n, err := d.store.SetBack(ctx, o.Now(), operatorRetry+clockStep); err != nil {
+		return nil, err
+	} else if n > 0 {
+		d.log.Warn("times in the database lay in the future and were mended: the clock was ahead when they were written", "rows", n)
+	}
 	if rescued > 0 {
 		d.log.Info("jobs that were interrupted go on", "jobs", rescued)
 	}
@@ -281,6 +286,7 @@ func (d *Daemon) run(ctx context.Context) error {
 	loop(d.upkeep)
 	loop(d.metrics.serve)
 	loop(d.reloads)
+	loop(d.watchClock)
 	if d.Clock != nil {
 		d.Clock(d.wakeAll)
 	}

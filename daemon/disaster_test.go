@@ -477,8 +477,8 @@ func TestPoisonedEvent(t *testing.T) {
 	w.untilGeneration("payments", 2)
 	w.untilGeneration("other", 2)
 	w.until("the others are on the bus", func() bool { return w.pending() == 0 && len(w.eventDetails("KMS Alias Moved")) == 4 })
-	if !w.log.contains("event is parked") {
-		t.Error("the log does not tell of the parked event")
+	if !w.log.contains("event is parked") || !strings.Contains(w.problem("payments", "event-parked"), "poisoned") || w.problem("other", "event-parked") != "" {
+		t.Errorf("log and status do not tell of the parked event, or of the wrong group: %+v", w.status("payments").Problems)
 	}
 }
 

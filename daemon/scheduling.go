@@ -83,6 +83,10 @@ func (d *Daemon) fire(t schedule.Tick) {
 	if !ok || g.def == nil || g.gone || !d.cfg.Load().Designated {
 		return
 	}
+	// A clock that was set ahead makes one rotation of the ticks that it passed.
+	if tick, at, missed := d.next(g); !tick.IsZero() && !at.After(d.Now()) {
+		t.At, t.Missed = tick, missed
+	}
 	trigger := triggerSchedule
 	if t.Missed > 0 {
 		trigger = triggerMissed

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/http/httptest"
 	"os"
 	"slices"
 	"strconv"
@@ -66,7 +67,7 @@ func (s *soak) beforeRequest(r awssim.Request) *awssim.Fault {
 	if r.Operation == s.denied {
 		return fault("denied for a while", awssim.Fault{Code: "AccessDeniedException", Message: "not for now"})
 	}
-	switch s.chance.IntN(150) {
+	switch s.chance.IntN(300) {
 	case 0:
 		return fault("connection lost", awssim.Fault{Drop: true})
 	case 1:
@@ -91,9 +92,9 @@ func (s *soak) afterRequest(r awssim.Request) *awssim.Fault {
 		s.tally["fault after the effect: "+kind]++
 		return &f
 	}
-	n := 150
+	n := 300
 	if strings.HasPrefix(r.Operation, "Create") || r.Operation == "UpdateAlias" || r.Operation == "ImportKeyMaterial" || r.Operation == "PutEvents" {
-		n = 30 // where a lost answer matters
+		n = 60 // where a lost answer matters
 	}
 	switch s.chance.IntN(n) {
 	case 0:
@@ -117,8 +118,9 @@ func (s *soak) define(g *soakGroup) {
 	s.group(g.name, g.rotation, fmt.Sprintf("description = \"version %d\"\n[aws.tags]\nversion = \"%d\"", g.version, g.version))
 }
 
-// forward moves the clock.
+// forward moves byokd's clock and AWS's.
 func (s *soak) forward(d time.Duration) {
+	s.sim.Advance(d)
 	s.now = s.now.Add(d)
 	s.at(s.now)
 }
@@ -126,7 +128,7 @@ func (s *soak) forward(d time.Duration) {
 // waits are the open jobs that time alone does not explain: retirements that
 // are not due yet wait in their own right.
 func (s *soak) waits() (jobs []control.JobSummary) {
-	all, err := s.client.Jobs(s.t.Context(), control.JobFilter{Limit: 200})
+	all, err := s.client.Jobs(s.t.Context(), control.JobFilter{Limit: 60})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -138,22 +140,30 @@ func (s *soak) waits() (jobs []control.JobSummary) {
 	return jobs
 }
 
+// rests waits until byokd has nothing to do at this time of the clock, and
+// reports whether nothing is open then. What does not come to an end within a
+// moment is taken for waiting.
+func (s *soak) rests() bool {
+	for range 100 {
+		jobs := s.waits()
+		busy := slices.ContainsFunc(jobs, func(j control.JobSummary) bool { return !j.NextAttempt.After(s.now) })
+		switch {
+		case len(jobs) == 0 && s.pending() == 0:
+			return true
+		case len(jobs) > 0 && !busy:
+			return false
+		}
+		time.Sleep(3 * time.Millisecond)
+	}
+	return false
+}
+
 // settle lets time pass by the hour, and what is denied be allowed after some
-// hours, until nothing is open, and checks what must hold then.
+// hours, until nothing is open and nothing is due.
 func (s *soak) settle() {
 	s.t.Helper()
 	begun := time.Now()
-	for hours := 0; ; hours++ {
-		// Nothing is claimed or sent in the instant between two looks.
-		quiet := func() bool { return len(s.waits()) == 0 && s.pending() == 0 }
-		ok := quiet()
-		for i := 0; !ok && i < 20; i++ {
-			time.Sleep(2 * time.Millisecond)
-			ok = quiet()
-		}
-		if ok && s.due() == "" {
-			break
-		}
+	for hours := 0; !s.rests() || s.due() != ""; hours++ {
 		if hours == 8 {
 			s.arm(true, "")
 		}
@@ -273,7 +283,12 @@ func TestSoak(t *testing.T) {
 	w := newWorld(t)
 	s := &soak{world: w, rand: rand.New(rand.NewPCG(seed, 1)), chance: rand.New(rand.NewPCG(seed, 2)), tally: make(map[string]int),
 		now: time.Now().UTC().Truncate(time.Hour)}
-	w.faults(s.beforeRequest, s.afterRequest)
+	// An AWS that does not look at signatures, since its clock moves too.
+	w.aws.Close()
+	w.sim = awssim.New(awssim.Options{Pairs: pairs(), Before: s.beforeRequest, After: s.afterRequest})
+	w.aws = httptest.NewServer(w.sim)
+	t.Cleanup(w.aws.Close)
+	w.configure("")
 	berlin, err := time.LoadLocation("Europe/Berlin")
 	if err != nil {
 		t.Fatal(err)
@@ -308,7 +323,7 @@ func TestSoak(t *testing.T) {
 	steps := 0
 	for time.Since(begun).Minutes() < minutes && s.now.Sub(first).Hours() < years*365.25*24 {
 		steps++
-		s.forward(time.Duration(1+s.rand.IntN(10*24)) * time.Hour)
+		s.forward(time.Duration(1+s.rand.IntN(20*24)) * time.Hour)
 		for range s.rand.IntN(3) {
 			s.act()
 		}
@@ -393,7 +408,7 @@ func (s *soak) invariants() {
 				t.Errorf("generation %d of %s: KMS key %s has tags %v", k.Generation, g.name, k.KeyID, kms.Tags)
 			case len(kms.Materials) != 1:
 				t.Errorf("generation %d of %s: KMS key %s has %d materials", k.Generation, g.name, k.KeyID, len(kms.Materials))
-			case g.disables && k.State != "active" && kms.State != "Disabled":
+			case g.disables && i < len(keys)-2 && kms.State != "Disabled": // the last but one may be of an hour ago
 				t.Errorf("generation %d of %s: KMS key %s is %s", k.Generation, g.name, k.KeyID, kms.State)
 			case k.State == "active" && (kms.Description != fmt.Sprintf("version %d", g.version) || kms.Tags["version"] != fmt.Sprint(g.version)):
 				t.Errorf("%s is at version %d; its KMS key has description %q, tags %v", g.name, g.version, kms.Description, kms.Tags)
@@ -409,9 +424,7 @@ func (s *soak) invariants() {
 	for _, k := range s.keys() {
 		switch {
 		case owned[k.ID] != "":
-		case k.State == "PendingDeletion" || k.State == "PendingReplicaDeletion":
-			s.count("KMS keys of lost answers, scheduled for deletion")
-		default:
+		case k.State != "PendingDeletion":
 			t.Errorf("KMS key %s is nobody's: %s, tags %v", k.ID, k.State, k.Tags)
 		}
 	}
@@ -439,6 +452,7 @@ func (s *soak) invariants() {
 		rotations[detail.NewKeyID] = detail.EventID
 	}
 	s.tally["rotations"] = len(rotations)
+	s.tally["KMS keys of lost answers, scheduled for deletion"] = s.requests("ScheduleKeyDeletion")
 	n := 0
 	for _, count := range objects {
 		n += count
@@ -446,13 +460,12 @@ func (s *soak) invariants() {
 	if len(rotations) != n {
 		t.Errorf("%d events tell of moved aliases, and there are %d generations", len(rotations), n)
 	}
-	memory := s.memory()
-	s.tally["jobs"] = len(memory.Jobs)
-	for _, j := range memory.Jobs {
-		s.tally["jobs "+j.State]++
+	told := 0 // events of finished jobs go with them, their number stays
+	for _, g := range s.memory().Groups {
+		told += int(g.Sequence)
 	}
-	if total != len(memory.Events) {
-		t.Errorf("the bus has had %d events, and the database has %d", total, len(memory.Events))
+	if total != told {
+		t.Errorf("the bus has had %d events, and the database has counted %d", total, told)
 	}
 	if err := s.halt(); err != nil {
 		t.Errorf("byokd ended with %v", err)

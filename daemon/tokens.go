@@ -24,6 +24,10 @@ const (
 	// jobs started within a minute.
 	tokenLook = 20 * time.Second
 
+	// awayLook is how often one is looked at that is away; the module is not
+	// initialised more often than that.
+	awayLook = 5 * time.Second
+
 	// tokenCheck is how often a connected token is asked to prove that it works.
 	tokenCheck = time.Minute
 )
@@ -42,6 +46,8 @@ type token struct {
 	cfg   config.HSM
 	token *hsm.Token
 
+	poke chan struct{} // a job has met an unavailable token
+
 	mu       sync.Mutex
 	login    int64     // the attempt being recorded
 	identity string    // of the PIN file when a login was last refused or tried
@@ -54,7 +60,7 @@ type token struct {
 func newTokens(d *Daemon, cfg *config.Config) *tokens {
 	ts := &tokens{d: d, modules: hsm.NewModules(d.log), m: make(map[string]*token)}
 	for name, c := range cfg.HSMs {
-		t := &token{d: d, name: name, cfg: c}
+		t := &token{d: d, name: name, cfg: c, poke: make(chan struct{}, 1)}
 		template := make(map[string]any)
 		for attribute, value := range c.KeyTemplate {
 			switch v := value.Value.(type) {
@@ -177,11 +183,16 @@ func (t *token) run(ctx context.Context) {
 		default:
 		}
 		t.look(ctx)
+		pause := tokenLook
+		if t.isAway() {
+			pause = awayLook
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.token.Hung():
-		case <-time.After(tokenLook):
+		case <-t.poke:
+		case <-time.After(pause):
 		}
 	}
 }
@@ -293,14 +304,27 @@ func (d *Daemon) busyElsewhere(ctx context.Context) (bool, error) {
 func (ts *tokens) unavailable() []string {
 	var away []string
 	for _, name := range slices.Sorted(maps.Keys(ts.m)) {
-		t := ts.m[name]
-		t.mu.Lock()
-		if t.away != nil {
+		if ts.m[name].isAway() {
 			away = append(away, name)
 		}
-		t.mu.Unlock()
 	}
 	return away
+}
+
+func (t *token) isAway() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.away != nil
+}
+
+// met has a token looked at that a job could not use.
+func (ts *tokens) met(name string, err error) {
+	if t, ok := ts.m[name]; ok && errors.Is(err, hsm.ErrTokenUnavailable) {
+		t.mu.Lock()
+		t.checked = time.Time{}
+		t.mu.Unlock()
+		wake(t.poke)
+	}
 }
 
 // blocked says why nothing may log in to the token; "": it may.

@@ -136,6 +136,7 @@ func (d *Daemon) runJob(ctx context.Context, row *jobstore.Job) {
 		err = d.attempt(ctx, row, job)
 	}
 	d.metrics.job(row, err)
+	d.tokens.met(row.HSM, err)
 	d.settle(ctx, row, job, err)
 	d.changes.notify()
 

@@ -2,6 +2,7 @@ package awssim
 
 import (
 	"iter"
+	"maps"
 	"strings"
 	"time"
 )
@@ -84,7 +85,7 @@ func (c *call) createAlias(in *aliasInput) (any, error) {
 	if c.realm.countAliases(k.id) >= maxAliases {
 		return nil, fail("LimitExceededException", "The key %s has %d aliases, which is the limit.", k.arn, maxAliases)
 	}
-	c.realm.aliases[*in.AliasName] = &alias{target: k.id, created: c.now, updated: c.now}
+	c.changeAlias(*in.AliasName, &alias{target: k.id, created: c.now, updated: c.now})
 	return nil, nil
 }
 
@@ -109,7 +110,7 @@ func (c *call) updateAlias(in *aliasInput) (any, error) {
 	if old != k && c.realm.countAliases(k.id) >= maxAliases {
 		return nil, fail("LimitExceededException", "The key %s has %d aliases, which is the limit.", k.arn, maxAliases)
 	}
-	a.target, a.updated = k.id, c.now
+	c.changeAlias(*in.AliasName, &alias{target: k.id, created: a.created, updated: c.now})
 	return nil, nil
 }
 
@@ -121,7 +122,7 @@ func (c *call) deleteAlias(in *deleteAliasInput) (any, error) {
 	if _, err := c.alias(*in.AliasName); err != nil {
 		return nil, err
 	}
-	delete(c.realm.aliases, *in.AliasName)
+	c.changeAlias(*in.AliasName, nil)
 	return nil, nil
 }
 
@@ -152,13 +153,15 @@ func (c *call) listAliases(in *listAliasesInput) (any, error) {
 		}
 		id = k.id
 	}
-	names, more, err := page(c, c.realm.aliasesOf(id), in.Limit, 50, in.Marker)
+	seen := c.readAliases()
+	maps.DeleteFunc(seen, func(_ string, a *alias) bool { return id != "" && a.target != id })
+	names, more, err := page(c, maps.Keys(seen), in.Limit, 50, in.Marker)
 	if err != nil {
 		return nil, err
 	}
 	aliases := []fields{}
 	for _, name := range names {
-		a := c.realm.aliases[name]
+		a := seen[name]
 		aliases = append(aliases, fields{
 			"AliasName": name, "AliasArn": c.realm.arn("kms", name), "TargetKeyId": a.target,
 			"CreationDate": timestamp{a.created}, "LastUpdatedDate": timestamp{a.updated},

@@ -8,12 +8,13 @@
 // request's account is that of its access key, its Region and service are
 // those of its Signature Version 4 credential scope.
 //
-// Everything is kept in memory. The simulator gives no protection: it shows
+// Everything is kept in memory, or in a file: see [Open]. The simulator gives no protection: it shows
 // what it holds to whoever reaches it, so it belongs on loopback.
 package awssim
 
 import (
 	"crypto/rand"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -47,11 +48,35 @@ type Options struct {
 	// can be assumed.
 	Roles []Role
 
+	// IAM subjects every principal to IAM and to key policies: one without a
+	// Policy can do only what a key policy or a grant lets it do, and principals
+	// in key policies must be known. Without IAM, only those that have a Policy
+	// are judged, and the others may do everything.
+	IAM bool
+
 	// Before is called before a request has had any effect, After when it has
 	// had its effect and before it is answered. A fault that they return takes
 	// the place of what would follow. Both are called without locks held, from
 	// many goroutines at once, and may block.
 	Before, After func(Request) *Fault
+
+	// Quotas limits requests per second; nil: no limit.
+	Quotas *Quotas
+
+	// Consistency makes reads lag behind writes; the zero value: they do not.
+	Consistency Consistency
+
+	// Latency is how long each request waits, in real time, before it has had
+	// any effect.
+	Latency time.Duration
+
+	// KMSEvents puts KMS's own events on the default bus: of rotations,
+	// expired key material and deleted keys.
+	KMSEvents bool
+
+	// RotationTime is how long RotateKeyOnDemand takes, by the simulator's
+	// clock. Zero: the rotation is over when the answer comes.
+	RotationTime time.Duration
 
 	// Log gets a record per request; nil means none.
 	Log *slog.Logger
@@ -63,12 +88,20 @@ type Credential struct {
 	SecretAccessKey string `json:"secret_access_key"`
 	Account         string `json:"account"`       // 12 digits
 	ARN             string `json:"arn,omitempty"` // the principal; empty: user/awssim of the account
+
+	// Policy is the IAM policy document that says what the principal may do,
+	// null for none. See [Options.IAM].
+	Policy json.RawMessage `json:"policy,omitempty"`
 }
 
 // A Role can be assumed.
 type Role struct {
 	ARN        string `json:"arn"`
 	ExternalID string `json:"external_id,omitempty"` // if set, AssumeRole must name it
+
+	// Policy is the IAM policy document of the role's sessions, as in
+	// [Credential].
+	Policy json.RawMessage `json:"policy,omitempty"`
 }
 
 // A Sim is the simulator. It is an http.Handler and safe for concurrent use.
@@ -83,8 +116,15 @@ type Sim struct {
 	offset   time.Duration
 	realms   map[place]*realm
 	sessions map[string]*session // by access key ID
+	policies map[string]*policy  // of principals, by ARN
+	buckets  map[bucketName]*bucket
 	events   []Event
 	log      requestLog
+
+	deliveries []Delivery
+
+	stateFile string     // empty: none
+	saving    sync.Mutex // held while the file is written, before mu
 }
 
 // A place is one account in one Region.
@@ -96,10 +136,14 @@ type realm struct {
 	keys    map[string]*key
 	aliases map[string]*alias
 	buses   map[string]*bus
-	next    time.Time // nothing expires or is destroyed before; zero: nothing ever
+
+	pastAliases map[string][]past[*alias] // by name
+
+	next time.Time // nothing expires or is destroyed before; zero: nothing ever
 }
 
-// New returns a simulator.
+// New returns a simulator. It panics if an IAM policy among the options is
+// malformed: see [CheckPolicy].
 func New(o Options) *Sim {
 	s := &Sim{
 		options:     o,
@@ -109,6 +153,8 @@ func New(o Options) *Sim {
 		tokenKey:    randomBytes(32),
 		realms:      make(map[place]*realm),
 		sessions:    make(map[string]*session),
+		policies:    make(map[string]*policy),
+		buckets:     make(map[bucketName]*bucket),
 	}
 	if s.options.Now == nil {
 		s.options.Now = time.Now
@@ -124,9 +170,11 @@ func New(o Options) *Sim {
 			c.ARN = "arn:aws:iam::" + c.Account + ":user/awssim"
 		}
 		s.credentials[c.AccessKeyID] = c
+		s.mustSetPolicy(c.ARN, c.Policy)
 	}
 	for _, r := range o.Roles {
 		s.roles[r.ARN] = r
+		s.mustSetPolicy(r.ARN, r.Policy)
 	}
 	return s
 }
@@ -148,8 +196,11 @@ func (s *Sim) Advance(d time.Duration) {
 		panic("awssim: the clock does not go back")
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.offset += d
+	s.mu.Unlock()
+	if err := s.save(); err != nil {
+		s.options.Log.Error("the state could not be saved", "error", err)
+	}
 }
 
 // realm returns what the account has in the Region, with all that has expired
@@ -161,41 +212,67 @@ func (s *Sim) realm(p place, now time.Time) *realm {
 			place:   p,
 			keys:    make(map[string]*key),
 			aliases: make(map[string]*alias),
-			buses:   map[string]*bus{"default": {name: "default", created: now}},
+
+			pastAliases: make(map[string][]past[*alias]),
+
+			buses: map[string]*bus{"default": newBus("default", "", now)},
 		}
 		s.realms[p] = r
 	}
-	r.settle(now)
+	s.settle(now)
 	return r
 }
 
-// settle lets happen what was due by now: key material expires, keys whose
-// waiting period is over are destroyed together with their aliases.
-func (r *realm) settle(now time.Time) {
-	if r.next.IsZero() || now.Before(r.next) {
-		return
-	}
-	r.next = time.Time{}
-	for id, k := range r.keys {
-		if !k.deletion.IsZero() && !now.Before(k.deletion) {
-			delete(r.keys, id)
-			for name, a := range r.aliases {
-				if a.target == id {
-					delete(r.aliases, name)
-				}
-			}
+// settle lets happen what was due by now: key material expires, rotations
+// come to an end, keys whose waiting period is over are destroyed together with
+// their aliases.
+func (s *Sim) settle(now time.Time) {
+	for _, r := range s.realms {
+		if r.next.IsZero() || now.Before(r.next) {
 			continue
 		}
-		r.wake(k.deletion)
-		for _, m := range k.allMaterials() {
-			if m.bytes == nil || !m.expires {
-				continue
-			}
-			if now.Before(m.validTo) {
-				r.wake(m.validTo)
-			} else {
-				k.drop(m)
-			}
+		r.next = time.Time{}
+		for _, k := range r.keys {
+			s.settleKey(r, k, now)
+		}
+	}
+}
+
+func (s *Sim) settleKey(r *realm, k *key, now time.Time) {
+	if !k.deletion.IsZero() && !now.Before(k.deletion) {
+		s.destroy(r, k)
+		return
+	}
+	r.wake(k.deletion)
+	s.settleRotation(r, k, now)
+	for _, m := range k.allMaterials() {
+		if m.bytes == nil || !m.expires {
+			continue
+		}
+		if now.Before(m.validTo) {
+			r.wake(m.validTo)
+		} else {
+			s.emit(k, now, "KMS Imported Key Material Expiration", fields{"key-id": k.id, "key-material-id": m.id})
+			s.drop(k, m)
+		}
+	}
+}
+
+// destroy ends a key. The primary of a multi-Region key that was waiting for
+// its last replica to go begins its own waiting period.
+func (s *Sim) destroy(r *realm, k *key) {
+	s.emit(k, k.deletion, "KMS CMK Deletion", fields{"key-id": k.id})
+	delete(r.keys, k.id)
+	for name, a := range r.aliases {
+		if a.target == k.id {
+			delete(r.aliases, name)
+		}
+	}
+	for _, other := range s.related(k) {
+		if other.waiting && len(s.related(other)) == 1 {
+			other.waiting = false
+			other.deletion = k.deletion.AddDate(0, 0, other.window)
+			s.realms[place{other.account, other.region}].wake(other.deletion)
 		}
 	}
 }

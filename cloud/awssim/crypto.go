@@ -122,11 +122,33 @@ func dry(run bool) error {
 }
 
 // requireAlgorithm refuses an algorithm that is not the key's.
-func (k *key) requireAlgorithm(name *string) error {
-	if name != nil && *name != k.spec.algorithm {
-		return fail("InvalidKeyUsageException", "Algorithm %s and key spec %s are incompatible.", *name, k.spec.name)
+func (k *key) requireAlgorithm(name string) error {
+	if !slices.Contains(k.algorithms(), name) {
+		return fail("InvalidKeyUsageException", "Algorithm %s and key spec %s are incompatible.", name, k.spec.name)
 	}
 	return nil
+}
+
+// encryptionAlgorithm returns the algorithm of a request, or the default one.
+func encryptionAlgorithm(name *string) string {
+	if name == nil {
+		return symmetricDefault
+	}
+	return *name
+}
+
+// encrypt encrypts for a request that may use the key.
+func (k *key) encrypt(algorithm string, plaintext []byte, context map[string]string) ([]byte, error) {
+	if err := k.requireAlgorithm(algorithm); err != nil {
+		return nil, err
+	}
+	if k.spec.kind == symmetricKey {
+		return k.seal(plaintext, context), nil
+	}
+	if len(context) > 0 {
+		return nil, fail("ValidationException", "An encryption context is for symmetric encryption keys only.")
+	}
+	return k.encryptOAEP(algorithm, plaintext)
 }
 
 type encryptInput struct {
@@ -146,51 +168,86 @@ func (c *call) encrypt(in *encryptInput) (any, error) {
 	if err := c.ready(k, encryptDecrypt); err != nil {
 		return nil, err
 	}
-	if err := k.requireAlgorithm(in.EncryptionAlgorithm); err != nil {
+	algorithm := encryptionAlgorithm(in.EncryptionAlgorithm)
+	ciphertext, err := k.encrypt(algorithm, in.Plaintext, in.EncryptionContext)
+	if err != nil {
 		return nil, err
 	}
 	if err := dry(in.DryRun); err != nil {
 		return nil, err
 	}
 	k.used(c)
-	return fields{
-		"KeyId": k.arn, "CiphertextBlob": k.seal(in.Plaintext, in.EncryptionContext), "EncryptionAlgorithm": k.spec.algorithm,
-	}, nil
+	return fields{"KeyId": k.arn, "CiphertextBlob": ciphertext, "EncryptionAlgorithm": algorithm}, nil
 }
 
-// decipher finds the key of a ciphertext, which must be the named one if there
-// is a name, and decrypts.
-func (c *call) decipher(name *string, ciphertext []byte, algorithm *string, context map[string]string) (*key, blob, []byte, error) {
+// deciphered is what became of a ciphertext.
+type deciphered struct {
+	key       *key
+	material  string // ID; empty for an asymmetric key
+	plaintext []byte
+}
+
+// cipherKey finds the key of a ciphertext, which must be the named one if
+// there is a name. The blob is the ciphertext taken apart, if it is of a
+// symmetric key.
+func (c *call) cipherKey(name *string, ciphertext []byte, algorithm string) (k *key, p blob, err error) {
 	p, ok := parseBlob(ciphertext)
-	var k *key
 	if name != nil {
-		var err error
 		if k, err = c.keyOrAlias(*name); err != nil {
-			return nil, p, nil, err
+			return nil, p, err
 		}
-		if ok && p.arn != k.arn {
-			return nil, p, nil, fail("IncorrectKeyException", "The key ID in the request does not identify a CMK that can perform this operation.")
+		if algorithm == symmetricDefault && ok && !k.made(p.arn) {
+			return nil, p, fail("IncorrectKeyException", "The key ID in the request does not identify a CMK that can perform this operation.")
 		}
-	} else if ok {
-		id, mine := strings.CutPrefix(p.arn, c.realm.arn("kms", "key/"))
-		if k = c.realm.keys[id]; k == nil || !mine {
-			return nil, p, nil, fail("AccessDeniedException", "The ciphertext refers to a customer master key that does not exist, "+
-				"does not exist in this region, or you are not allowed to access.")
-		}
-	} else {
-		return nil, p, nil, fail("InvalidCiphertextException", "")
+		return k, p, nil
 	}
-	if err := c.ready(k, encryptDecrypt); err != nil {
-		return nil, p, nil, err
-	}
-	if err := k.requireAlgorithm(algorithm); err != nil {
-		return nil, p, nil, err
+	if algorithm != symmetricDefault {
+		return nil, p, fail("ValidationException", "A KeyId is needed to decrypt with an asymmetric key.")
 	}
 	if !ok {
-		return nil, p, nil, fail("InvalidCiphertextException", "")
+		return nil, p, fail("InvalidCiphertextException", "")
 	}
-	plaintext, err := k.open(p, context)
-	return k, p, plaintext, err
+	if k = c.realm.keys[p.arn[strings.LastIndex(p.arn, "/")+1:]]; k == nil || !k.made(p.arn) {
+		return nil, p, fail("AccessDeniedException", "The ciphertext refers to a customer master key that does not exist, "+
+			"does not exist in this region, or you are not allowed to access.")
+	}
+	return k, p, nil
+}
+
+// made reports whether a ciphertext that names a key by ARN is this key's: its
+// own, or one of a related multi-Region key.
+func (k *key) made(arn string) bool {
+	_, id, _ := strings.Cut(arn, ":"+k.account+":key/")
+	return arn == k.arn || k.multiRegion && id == k.id
+}
+
+// decipher finds the key of a ciphertext and decrypts.
+func (c *call) decipher(name *string, ciphertext []byte, algorithmName *string, context map[string]string) (d deciphered, err error) {
+	algorithm := encryptionAlgorithm(algorithmName)
+	k, p, err := c.cipherKey(name, ciphertext, algorithm)
+	if err != nil {
+		return d, err
+	}
+	if err := c.ready(k, encryptDecrypt); err != nil {
+		return d, err
+	}
+	if err := k.requireAlgorithm(algorithm); err != nil {
+		return d, err
+	}
+	d.key = k
+	if k.spec.kind == symmetricKey {
+		if p.arn == "" {
+			return d, fail("InvalidCiphertextException", "")
+		}
+		d.material = p.material
+		d.plaintext, err = k.open(p, context)
+		return d, err
+	}
+	if len(context) > 0 {
+		return d, fail("ValidationException", "An encryption context is for symmetric encryption keys only.")
+	}
+	d.plaintext, err = k.decryptOAEP(algorithm, ciphertext)
+	return d, err
 }
 
 type decryptInput struct {
@@ -203,17 +260,19 @@ type decryptInput struct {
 }
 
 func (c *call) decrypt(in *decryptInput) (any, error) {
-	k, p, plaintext, err := c.decipher(in.KeyId, in.CiphertextBlob, in.EncryptionAlgorithm, in.EncryptionContext)
+	d, err := c.decipher(in.KeyId, in.CiphertextBlob, in.EncryptionAlgorithm, in.EncryptionContext)
 	if err != nil {
 		return nil, err
 	}
 	if err := dry(in.DryRun); err != nil {
 		return nil, err
 	}
-	k.used(c)
-	return fields{
-		"KeyId": k.arn, "KeyMaterialId": p.material, "Plaintext": plaintext, "EncryptionAlgorithm": k.spec.algorithm,
-	}, nil
+	d.key.used(c)
+	out := fields{"KeyId": d.key.arn, "Plaintext": d.plaintext, "EncryptionAlgorithm": encryptionAlgorithm(in.EncryptionAlgorithm)}
+	if d.material != "" {
+		out["KeyMaterialId"] = d.material
+	}
+	return out, nil
 }
 
 type reEncryptInput struct {
@@ -229,7 +288,7 @@ type reEncryptInput struct {
 }
 
 func (c *call) reEncrypt(in *reEncryptInput) (any, error) {
-	source, p, plaintext, err := c.decipher(in.SourceKeyId, in.CiphertextBlob, in.SourceEncryptionAlgorithm, in.SourceEncryptionContext)
+	source, err := c.decipher(in.SourceKeyId, in.CiphertextBlob, in.SourceEncryptionAlgorithm, in.SourceEncryptionContext)
 	if err != nil {
 		return nil, err
 	}
@@ -240,19 +299,27 @@ func (c *call) reEncrypt(in *reEncryptInput) (any, error) {
 	if err := c.ready(k, encryptDecrypt); err != nil {
 		return nil, err
 	}
-	if err := k.requireAlgorithm(in.DestinationEncryptionAlgorithm); err != nil {
+	algorithm := encryptionAlgorithm(in.DestinationEncryptionAlgorithm)
+	ciphertext, err := k.encrypt(algorithm, source.plaintext, in.DestinationEncryptionContext)
+	if err != nil {
 		return nil, err
 	}
 	if err := dry(in.DryRun); err != nil {
 		return nil, err
 	}
-	source.used(c)
+	source.key.used(c)
 	k.used(c)
-	return fields{
-		"CiphertextBlob": k.seal(plaintext, in.DestinationEncryptionContext),
-		"KeyId":          k.arn, "DestinationKeyMaterialId": k.current().id, "DestinationEncryptionAlgorithm": k.spec.algorithm,
-		"SourceKeyId": source.arn, "SourceKeyMaterialId": p.material, "SourceEncryptionAlgorithm": source.spec.algorithm,
-	}, nil
+	out := fields{
+		"CiphertextBlob": ciphertext, "KeyId": k.arn, "DestinationEncryptionAlgorithm": algorithm,
+		"SourceKeyId": source.key.arn, "SourceEncryptionAlgorithm": encryptionAlgorithm(in.SourceEncryptionAlgorithm),
+	}
+	if k.spec.kind == symmetricKey {
+		out["DestinationKeyMaterialId"] = k.current().id
+	}
+	if source.material != "" {
+		out["SourceKeyMaterialId"] = source.material
+	}
+	return out, nil
 }
 
 type generateDataKeyInput struct {
@@ -273,7 +340,7 @@ func (c *call) generateDataKey(in *generateDataKeyInput) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := c.ready(k, encryptDecrypt); err != nil {
+	if err := c.readyForDataKeys(k); err != nil {
 		return nil, err
 	}
 	if err := dry(in.DryRun); err != nil {
@@ -309,7 +376,7 @@ func (c *call) generateMac(in *macInput) (any, error) {
 		return nil, err
 	}
 	k.used(c)
-	return fields{"KeyId": k.arn, "Mac": value, "MacAlgorithm": k.spec.algorithm}, nil
+	return fields{"KeyId": k.arn, "Mac": value, "MacAlgorithm": *in.MacAlgorithm}, nil
 }
 
 // mac computes a MAC.
@@ -321,7 +388,7 @@ func (c *call) mac(in *macInput) (*key, []byte, error) {
 	if err := c.ready(k, generateVerifyMAC); err != nil {
 		return nil, nil, err
 	}
-	if err := k.requireAlgorithm(in.MacAlgorithm); err != nil {
+	if err := k.requireAlgorithm(*in.MacAlgorithm); err != nil {
 		return nil, nil, err
 	}
 	if err := dry(in.DryRun); err != nil {
@@ -329,7 +396,7 @@ func (c *call) mac(in *macInput) (*key, []byte, error) {
 	}
 	newHash := map[string]func() hash.Hash{
 		"HMAC_SHA_224": sha256.New224, "HMAC_SHA_256": sha256.New, "HMAC_SHA_384": sha512.New384, "HMAC_SHA_512": sha512.New,
-	}[k.spec.algorithm]
+	}[*in.MacAlgorithm]
 	h := hmac.New(newHash, k.current().bytes)
 	h.Write(in.Message)
 	return k, h.Sum(nil), nil
@@ -349,5 +416,5 @@ func (c *call) verifyMac(in *verifyMacInput) (any, error) {
 		return nil, fail("KMSInvalidMacException", "")
 	}
 	k.used(c)
-	return fields{"KeyId": k.arn, "MacValid": true, "MacAlgorithm": k.spec.algorithm}, nil
+	return fields{"KeyId": k.arn, "MacValid": true, "MacAlgorithm": *in.MacAlgorithm}, nil
 }

@@ -17,6 +17,18 @@ var eventsOperations = map[string]operation{
 	"DescribeEventBus": op((*call).describeEventBus),
 	"ListEventBuses":   op((*call).listEventBuses),
 	"PutEvents":        op((*call).putEvents),
+
+	"DeleteRule":            op((*call).deleteRule),
+	"DescribeRule":          op((*call).describeRule),
+	"DisableRule":           op((*call).disableRule),
+	"EnableRule":            op((*call).enableRule),
+	"ListRuleNamesByTarget": op((*call).listRuleNamesByTarget),
+	"ListRules":             op((*call).listRules),
+	"ListTargetsByRule":     op((*call).listTargetsByRule),
+	"PutRule":               op((*call).putRule),
+	"PutTargets":            op((*call).putTargets),
+	"RemoveTargets":         op((*call).removeTargets),
+	"TestEventPattern":      op((*call).testEventPattern),
 }
 
 const (
@@ -34,6 +46,11 @@ const (
 type bus struct {
 	name, description string
 	created           time.Time
+	rules             map[string]*rule
+}
+
+func newBus(name, description string, created time.Time) *bus {
+	return &bus{name: name, description: description, created: created, rules: make(map[string]*rule)}
 }
 
 // An Event is an event that PutEvents put on a bus.
@@ -113,7 +130,9 @@ func (c *call) putEvents(in *putEventsInput) (any, error) {
 		id := newUUID()
 		entries = append(entries, fields{"EventId": id})
 		if b := c.bus(deref(e.EventBusName)); b != nil {
-			c.sim.keep(c.event(e, b, id))
+			event := c.event(e, b, id)
+			c.sim.keep(event)
+			c.sim.route(b, event)
 		}
 	}
 	return fields{"FailedEntryCount": failed, "Entries": entries}, nil
@@ -204,6 +223,23 @@ func (c *call) event(e putEventsRequestEntry, b *bus, id string) Event {
 	}
 }
 
+// emit puts an event of KMS itself on the default bus of a key's Region.
+func (s *Sim) emit(k *key, at time.Time, detailType string, detail fields) {
+	if !s.options.KMSEvents {
+		return
+	}
+	b := s.realms[place{k.account, k.region}].buses["default"]
+	e := Event{
+		Account: k.account, Region: k.region, Bus: b.name, Received: at,
+		Envelope: Envelope{
+			Version: "0", ID: newUUID(), DetailType: detailType, Source: "aws.kms", Account: k.account,
+			Time: at.UTC().Truncate(time.Second), Region: k.region, Resources: []string{k.arn}, Detail: json.RawMessage(encode(detail)),
+		},
+	}
+	s.keep(e)
+	s.route(b, e)
+}
+
 func (s *Sim) keep(e Event) {
 	if len(s.events) == maxEvents {
 		s.events = slices.Clone(s.events[maxEvents/2:])
@@ -226,7 +262,7 @@ func (c *call) createEventBus(in *busInput) (any, error) {
 	if len(c.realm.buses) >= maxBuses {
 		return nil, fail("LimitExceededException", "The account has %d event buses in this Region, which is the limit.", maxBuses)
 	}
-	b := &bus{name: *in.Name, description: deref(in.Description), created: c.now}
+	b := newBus(*in.Name, deref(in.Description), c.now)
 	c.realm.buses[b.name] = b
 	out := fields{"EventBusArn": c.realm.arn("events", "event-bus/"+b.name)}
 	if b.description != "" {
@@ -239,6 +275,9 @@ func (c *call) deleteEventBus(in *busInput) (any, error) {
 	if *in.Name == "default" {
 		return nil, fail("ValidationException", "Cannot delete event bus default.")
 	}
+	if b := c.realm.buses[*in.Name]; b != nil && len(b.rules) > 0 {
+		return nil, fail("ValidationException", "Event bus %s cannot be deleted since it has rules.", b.name)
+	}
 	delete(c.realm.buses, *in.Name)
 	return nil, nil
 }
@@ -248,9 +287,9 @@ type describeEventBusInput struct {
 }
 
 func (c *call) describeEventBus(in *describeEventBusInput) (any, error) {
-	b := c.bus(deref(in.Name))
-	if b == nil {
-		return nil, fail("ResourceNotFoundException", "Event bus %s does not exist.", busName(*in.Name))
+	b, err := c.busOf(in.Name)
+	if err != nil {
+		return nil, err
 	}
 	return c.describe(b), nil
 }
@@ -283,17 +322,13 @@ type listEventBusesInput struct {
 func (c *call) listEventBuses(in *listEventBusesInput) (any, error) {
 	matching := maps.Clone(c.realm.buses)
 	maps.DeleteFunc(matching, func(name string, _ *bus) bool { return !strings.HasPrefix(name, deref(in.NamePrefix)) })
-	names, more, err := page(c, maps.Keys(matching), in.Limit, 100, in.NextToken)
+	names, more, err := eventsPage(c, matching, in.Limit, in.NextToken)
 	if err != nil {
-		return nil, fail("ValidationException", "The NextToken is not valid.")
+		return nil, err
 	}
 	buses := []fields{}
 	for _, name := range names {
 		buses = append(buses, c.describe(matching[name]))
 	}
-	out := fields{"EventBuses": buses}
-	if more.marker != "" {
-		out["NextToken"] = more.marker
-	}
-	return out, nil
+	return nextToken(fields{"EventBuses": buses}, more), nil
 }

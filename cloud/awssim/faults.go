@@ -80,7 +80,7 @@ func (c *call) abort() {
 // may give.
 func (c *call) usualMessage(code string) string {
 	switch code {
-	case "ThrottlingException":
+	case "ThrottlingException", "ThrottledException":
 		if c.service.name == "kms" {
 			return "You have exceeded the rate at which you may call KMS. Reduce the frequency of your calls."
 		}
@@ -97,7 +97,11 @@ func (c *call) usualMessage(code string) string {
 
 // denied returns AWS's message for a principal that may not do this operation.
 func (c *call) denied(resource string) string {
-	return "User: " + c.caller.arn + " is not authorized to perform: " + c.service.name + ":" + c.request.Operation + " on resource: " + resource
+	return c.deniedAction(c.service.prefix+":"+c.request.Operation, resource)
+}
+
+func (c *call) deniedAction(action, resource string) string {
+	return "User: " + c.caller.arn + " is not authorized to perform: " + action + " on resource: " + resource
 }
 
 // maxRequests and maxEvents bound what a simulator remembers.

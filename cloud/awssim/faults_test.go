@@ -106,11 +106,19 @@ func TestRequests(t *testing.T) {
 // FuzzHandler sends anything as body, target and authorization to the handler.
 // It must not panic, and what it answers must be of the protocol.
 func FuzzHandler(f *testing.F) {
-	sim := awssim.New(awssim.Options{Pairs: pairs})
+	sim := awssim.New(awssim.Options{Pairs: pairs, IAM: true, Credentials: []awssim.Credential{
+		{AccessKeyID: "AKIA", SecretAccessKey: "s", Account: account, Policy: json.RawMessage(`{"Statement":{"Effect":"Allow","Action":"*","Resource":"*"}}`)},
+	}})
 	for _, operation := range []string{"CreateKey", "ImportKeyMaterial", "Decrypt", "PutKeyPolicy", "ListKeys"} {
 		f.Add("TrentService."+operation, "kms", "", `{"KeyId":"alias/x","Limit":1,"Policy":"{}","CiphertextBlob":"AQAA","ImportToken":"AQ==","EncryptedKeyMaterial":"AA==","ValidTo":1e300}`)
 	}
 	f.Add("AWSEvents.PutEvents", "events", "", `{"Entries":[{"Source":"a","DetailType":"b","Detail":"{}","Time":1}]}`)
+	f.Add("AWSEvents.PutRule", "events", "", `{"Name":"r","EventPattern":"{\"a\":[{\"numeric\":[\">\",1]},{\"anything-but\":{\"prefix\":\"x\"}}],\"$or\":[{\"b\":[1]},{\"c\":[null]}]}"}`)
+	f.Add("AWSEvents.PutTargets", "events", "", `{"Rule":"r","Targets":[{"Id":"a","Arn":"arn:x","InputTransformer":{"InputPathsMap":{"a":"$.detail.b[0]"},"InputTemplate":"<a>"}}]}`)
+	f.Add("AWSEvents.TestEventPattern", "events", "", `{"EventPattern":"{\"a\":{\"b\":[{\"exists\":false}]}}","Event":"{}"}`)
+	f.Add("TrentService.CreateGrant", "kms", "", `{"KeyId":"x","GranteePrincipal":"arn:aws:iam::111122223333:root","Operations":["Decrypt"],"Constraints":{"SourceArn":"x"}}`)
+	f.Add("TrentService.Sign", "kms", "", `{"KeyId":"x","Message":"AA==","SigningAlgorithm":"ECDSA_SHA_256"}`)
+	f.Add("TrentService.ReplicateKey", "kms", "", `{"KeyId":"mrk-0123456789abcdef0123456789abcdef","ReplicaRegion":"eu-west-1"}`)
 	f.Add("ResourceGroupsTaggingAPI_20170126.GetResources", "tagging", "", `{"TagFilters":[{}]}`)
 	f.Add("", "sts", "", "Action=AssumeRole&RoleArn=arn:aws:iam::111122223333:role/x&RoleSessionName=ab&DurationSeconds=x")
 	f.Add("", "sts", "", "Action=%zz")

@@ -11,6 +11,8 @@ const (
 	disabled        = "Disabled"
 	pendingImport   = "PendingImport"
 	pendingDeletion = "PendingDeletion"
+
+	pendingReplicaDeletion = "PendingReplicaDeletion" // of a multi-Region primary key that has replicas
 )
 
 // The origins of key material.
@@ -22,8 +24,19 @@ const (
 // Key usages.
 const (
 	encryptDecrypt    = "ENCRYPT_DECRYPT"
+	signVerify        = "SIGN_VERIFY"
 	generateVerifyMAC = "GENERATE_VERIFY_MAC"
+	keyAgreement      = "KEY_AGREEMENT"
 )
+
+// algorithmsMember is the member of KeyMetadata that lists the algorithms of a
+// key, by its usage.
+var algorithmsMember = map[string]string{
+	encryptDecrypt:    "EncryptionAlgorithms",
+	signVerify:        "SigningAlgorithms",
+	generateVerifyMAC: "MacAlgorithms",
+	keyAgreement:      "KeyAgreementAlgorithms",
+}
 
 // A kind is a family of key specs with the same rules.
 type kind int
@@ -31,26 +44,53 @@ type kind int
 const (
 	symmetricKey kind = iota
 	macKey
+	rsaKey
+	eccKey
 )
+
+func (k kind) asymmetric() bool { return k == rsaKey || k == eccKey }
 
 // A keySpec is what KMS calls by that name.
 type keySpec struct {
 	name        string
 	kind        kind
-	usages      []string
-	least, most int    // bytes of material
-	algorithms  string // the member of KeyMetadata that lists them
-	algorithm   string
+	usages      map[string][]string // algorithms by key usage
+	least, most int                 // bytes of secret material; for private keys see asymmetric.go
 }
+
+// symmetricDefault is both a key spec and its only algorithm.
+const symmetricDefault = "SYMMETRIC_DEFAULT"
+
+var (
+	rsaUsages = map[string][]string{
+		encryptDecrypt: {"RSAES_OAEP_SHA_1", "RSAES_OAEP_SHA_256"},
+		signVerify: {
+			"RSASSA_PKCS1_V1_5_SHA_256", "RSASSA_PKCS1_V1_5_SHA_384", "RSASSA_PKCS1_V1_5_SHA_512",
+			"RSASSA_PSS_SHA_256", "RSASSA_PSS_SHA_384", "RSASSA_PSS_SHA_512",
+		},
+	}
+	ecdh = []string{"ECDH"}
+)
 
 // keySpecs are the specs of keys that the simulator can make. Imported HMAC
 // keys have at least the length of the digest and at most 1024 bits.
 var keySpecs = map[string]*keySpec{
-	"SYMMETRIC_DEFAULT": {"SYMMETRIC_DEFAULT", symmetricKey, []string{encryptDecrypt}, 32, 32, "EncryptionAlgorithms", "SYMMETRIC_DEFAULT"},
-	"HMAC_224":          {"HMAC_224", macKey, []string{generateVerifyMAC}, 28, 128, "MacAlgorithms", "HMAC_SHA_224"},
-	"HMAC_256":          {"HMAC_256", macKey, []string{generateVerifyMAC}, 32, 128, "MacAlgorithms", "HMAC_SHA_256"},
-	"HMAC_384":          {"HMAC_384", macKey, []string{generateVerifyMAC}, 48, 128, "MacAlgorithms", "HMAC_SHA_384"},
-	"HMAC_512":          {"HMAC_512", macKey, []string{generateVerifyMAC}, 64, 128, "MacAlgorithms", "HMAC_SHA_512"},
+	symmetricDefault: {symmetricDefault, symmetricKey, map[string][]string{encryptDecrypt: {symmetricDefault}}, 32, 32},
+
+	"HMAC_224": {"HMAC_224", macKey, map[string][]string{generateVerifyMAC: {"HMAC_SHA_224"}}, 28, 128},
+	"HMAC_256": {"HMAC_256", macKey, map[string][]string{generateVerifyMAC: {"HMAC_SHA_256"}}, 32, 128},
+	"HMAC_384": {"HMAC_384", macKey, map[string][]string{generateVerifyMAC: {"HMAC_SHA_384"}}, 48, 128},
+	"HMAC_512": {"HMAC_512", macKey, map[string][]string{generateVerifyMAC: {"HMAC_SHA_512"}}, 64, 128},
+
+	"RSA_2048": {"RSA_2048", rsaKey, rsaUsages, 0, 0},
+	"RSA_3072": {"RSA_3072", rsaKey, rsaUsages, 0, 0},
+	"RSA_4096": {"RSA_4096", rsaKey, rsaUsages, 0, 0},
+
+	"ECC_NIST_P256":         {"ECC_NIST_P256", eccKey, map[string][]string{signVerify: {"ECDSA_SHA_256"}, keyAgreement: ecdh}, 0, 0},
+	"ECC_NIST_P384":         {"ECC_NIST_P384", eccKey, map[string][]string{signVerify: {"ECDSA_SHA_384"}, keyAgreement: ecdh}, 0, 0},
+	"ECC_NIST_P521":         {"ECC_NIST_P521", eccKey, map[string][]string{signVerify: {"ECDSA_SHA_512"}, keyAgreement: ecdh}, 0, 0},
+	"ECC_SECG_P256K1":       {"ECC_SECG_P256K1", eccKey, map[string][]string{signVerify: {"ECDSA_SHA_256"}}, 0, 0},
+	"ECC_NIST_EDWARDS25519": {"ECC_NIST_EDWARDS25519", eccKey, map[string][]string{signVerify: {"ED25519_SHA_512", "ED25519_PH_SHA_512"}}, 0, 0},
 }
 
 // A key is a KMS key.
@@ -64,19 +104,28 @@ type key struct {
 	description string
 	policy      string
 	multiRegion bool
+	primary     string // Region of the primary key, of a multi-Region key
 	created     time.Time
 
 	disabled bool      // by DisableKey or CancelKeyDeletion
 	deletion time.Time // when it is to be destroyed; zero unless PendingDeletion
 	window   int       // days between ScheduleKeyDeletion and deletion
+	waiting  bool      // to be deleted when there are no more replicas
 
 	tags       map[string]string
+	pastTags   []past[map[string]string]
 	everTagged bool
 
 	materials []*material // permanently associated, oldest first; the last is current
 	pending   *material   // imported, to become current by RotateKeyOnDemand
 	rotations int         // on demand
+	started   time.Time   // of an on-demand rotation that is under way
+	ends      time.Time   // of the same
+	period    int         // days between automatic rotations; 0: they are off
+	due       time.Time   // the next automatic rotation
 	lastUse   *keyUse
+
+	grants map[string]*grant // by ID
 
 	spent map[string]time.Time // import tokens that did their work, until they expire
 }
@@ -92,6 +141,8 @@ func (k *key) state() string {
 	switch {
 	case !k.deletion.IsZero():
 		return pendingDeletion
+	case k.waiting:
+		return pendingReplicaDeletion
 	case !k.complete():
 		return pendingImport
 	case k.disabled:
@@ -127,29 +178,32 @@ func (k *key) current() *material {
 	return k.materials[len(k.materials)-1]
 }
 
+// algorithms returns what can be done with the key.
+func (k *key) algorithms() []string { return k.spec.usages[k.usage] }
+
 // used notes a successful cryptographic operation.
 func (k *key) used(c *call) {
 	k.lastUse = &keyUse{operation: c.request.Operation, requestID: c.id, eventID: newUUID(), at: c.now}
 }
 
-// metadata returns the key as DescribeKey shows it.
-func (k *key) metadata() fields {
+// metadata returns a key as DescribeKey shows it.
+func (c *call) metadata(k *key) fields {
 	state := k.state()
 	f := fields{
-		"AWSAccountId":          k.account,
-		"Arn":                   k.arn,
-		"CreationDate":          timestamp{k.created},
-		"CustomerMasterKeySpec": k.spec.name,
-		"Description":           k.description,
-		"Enabled":               state == enabled,
-		"KeyId":                 k.id,
-		"KeyManager":            "CUSTOMER",
-		"KeySpec":               k.spec.name,
-		"KeyState":              state,
-		"KeyUsage":              k.usage,
-		"MultiRegion":           k.multiRegion,
-		"Origin":                k.origin,
-		k.spec.algorithms:       []string{k.spec.algorithm},
+		"AWSAccountId":            k.account,
+		"Arn":                     k.arn,
+		"CreationDate":            timestamp{k.created},
+		"CustomerMasterKeySpec":   k.spec.name,
+		"Description":             k.description,
+		"Enabled":                 state == enabled,
+		"KeyId":                   k.id,
+		"KeyManager":              "CUSTOMER",
+		"KeySpec":                 k.spec.name,
+		"KeyState":                state,
+		"KeyUsage":                k.usage,
+		"MultiRegion":             k.multiRegion,
+		"Origin":                  k.origin,
+		algorithmsMember[k.usage]: k.algorithms(),
 	}
 	if m := k.current(); m != nil && k.spec.kind == symmetricKey {
 		f["CurrentKeyMaterialId"] = m.id
@@ -163,12 +217,11 @@ func (k *key) metadata() fields {
 	if state == pendingDeletion {
 		f["DeletionDate"] = timestamp{k.deletion}
 	}
+	if state == pendingReplicaDeletion {
+		f["PendingDeletionWindowInDays"] = k.window
+	}
 	if k.multiRegion {
-		f["MultiRegionConfiguration"] = fields{
-			"MultiRegionKeyType": "PRIMARY",
-			"PrimaryKey":         fields{"Arn": k.arn, "Region": k.region},
-			"ReplicaKeys":        []fields{},
-		}
+		f["MultiRegionConfiguration"] = c.sim.configuration(k)
 	}
 	return f
 }
@@ -211,17 +264,17 @@ func (c *call) find(name string, aliases bool) (*key, error) {
 		if !aliases {
 			return nil, fail("NotFoundException", "Invalid keyId %s", name)
 		}
-		a := c.realm.aliases[resource]
+		a := c.readAlias(resource)
 		if a == nil {
 			return nil, fail("NotFoundException", "Alias %s is not found.", c.realm.arn("kms", resource))
 		}
-		return c.realm.keys[a.target], nil
+		resource = a.target
 	}
 	if !compiled(keyIDPattern).MatchString(resource) {
 		return nil, fail("NotFoundException", "Invalid keyId '%s'", name)
 	}
 	k := c.realm.keys[resource]
-	if k == nil {
+	if k == nil || !c.visible(k) {
 		return nil, fail("NotFoundException", "Key '%s' does not exist", c.realm.arn("kms", "key/"+resource))
 	}
 	return k, nil
@@ -269,6 +322,10 @@ func (k *key) require(u usable) error {
 	case pendingDeletion:
 		if !u.pendingDeletion {
 			return fail("KMSInvalidStateException", "%s is pending deletion.", k.arn)
+		}
+	case pendingReplicaDeletion:
+		if !u.pendingDeletion {
+			return fail("KMSInvalidStateException", "%s is pending replica deletion.", k.arn)
 		}
 	}
 	return nil

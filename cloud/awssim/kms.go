@@ -1,46 +1,62 @@
 package awssim
 
 import (
+	"crypto"
 	"encoding/hex"
-	"maps"
+	"iter"
 	"time"
 )
 
 // kmsOperations are the operations of KMS.
 var kmsOperations = map[string]operation{
-	"CancelKeyDeletion":               op((*call).cancelKeyDeletion),
-	"CreateAlias":                     op((*call).createAlias),
-	"CreateKey":                       op((*call).createKey),
-	"Decrypt":                         op((*call).decrypt),
-	"DeleteAlias":                     op((*call).deleteAlias),
-	"DeleteImportedKeyMaterial":       op((*call).deleteImportedKeyMaterial),
-	"DescribeKey":                     op((*call).describeKey),
-	"DisableKey":                      op((*call).disableKey),
-	"EnableKey":                       op((*call).enableKey),
-	"Encrypt":                         op((*call).encrypt),
-	"GenerateDataKey":                 op((*call).generateDataKey),
-	"GenerateDataKeyWithoutPlaintext": op((*call).generateDataKey),
-	"GenerateMac":                     op((*call).generateMac),
-	"GetKeyLastUsage":                 op((*call).getKeyLastUsage),
-	"GetKeyPolicy":                    op((*call).getKeyPolicy),
-	"GetKeyRotationStatus":            op((*call).getKeyRotationStatus),
-	"GetParametersForImport":          op((*call).getParametersForImport),
-	"ImportKeyMaterial":               op((*call).importKeyMaterial),
-	"ListAliases":                     op((*call).listAliases),
-	"ListGrants":                      op((*call).listGrants),
-	"ListKeyPolicies":                 op((*call).listKeyPolicies),
-	"ListKeyRotations":                op((*call).listKeyRotations),
-	"ListKeys":                        op((*call).listKeys),
-	"ListResourceTags":                op((*call).listResourceTags),
-	"PutKeyPolicy":                    op((*call).putKeyPolicy),
-	"ReEncrypt":                       op((*call).reEncrypt),
-	"RotateKeyOnDemand":               op((*call).rotateKeyOnDemand),
-	"ScheduleKeyDeletion":             op((*call).scheduleKeyDeletion),
-	"TagResource":                     op((*call).tagResource),
-	"UntagResource":                   op((*call).untagResource),
-	"UpdateAlias":                     op((*call).updateAlias),
-	"UpdateKeyDescription":            op((*call).updateKeyDescription),
-	"VerifyMac":                       op((*call).verifyMac),
+	"CancelKeyDeletion":                   op((*call).cancelKeyDeletion),
+	"CreateAlias":                         op((*call).createAlias),
+	"CreateGrant":                         op((*call).createGrant),
+	"CreateKey":                           op((*call).createKey),
+	"Decrypt":                             op((*call).decrypt),
+	"DeleteAlias":                         op((*call).deleteAlias),
+	"DeleteImportedKeyMaterial":           op((*call).deleteImportedKeyMaterial),
+	"DeriveSharedSecret":                  op((*call).deriveSharedSecret),
+	"DescribeKey":                         op((*call).describeKey),
+	"DisableKey":                          op((*call).disableKey),
+	"DisableKeyRotation":                  op((*call).disableKeyRotation),
+	"EnableKey":                           op((*call).enableKey),
+	"EnableKeyRotation":                   op((*call).enableKeyRotation),
+	"Encrypt":                             op((*call).encrypt),
+	"GenerateDataKey":                     op((*call).generateDataKey),
+	"GenerateDataKeyPair":                 op((*call).generateDataKeyPair),
+	"GenerateDataKeyPairWithoutPlaintext": op((*call).generateDataKeyPair),
+	"GenerateDataKeyWithoutPlaintext":     op((*call).generateDataKey),
+	"GenerateMac":                         op((*call).generateMac),
+	"GenerateRandom":                      op((*call).generateRandom),
+	"GetKeyLastUsage":                     op((*call).getKeyLastUsage),
+	"GetKeyPolicy":                        op((*call).getKeyPolicy),
+	"GetKeyRotationStatus":                op((*call).getKeyRotationStatus),
+	"GetParametersForImport":              op((*call).getParametersForImport),
+	"GetPublicKey":                        op((*call).getPublicKey),
+	"ImportKeyMaterial":                   op((*call).importKeyMaterial),
+	"ListAliases":                         op((*call).listAliases),
+	"ListGrants":                          op((*call).listGrants),
+	"ListKeyPolicies":                     op((*call).listKeyPolicies),
+	"ListKeyRotations":                    op((*call).listKeyRotations),
+	"ListKeys":                            op((*call).listKeys),
+	"ListResourceTags":                    op((*call).listResourceTags),
+	"ListRetirableGrants":                 op((*call).listRetirableGrants),
+	"PutKeyPolicy":                        op((*call).putKeyPolicy),
+	"ReEncrypt":                           op((*call).reEncrypt),
+	"ReplicateKey":                        op((*call).replicateKey),
+	"RetireGrant":                         op((*call).retireGrant),
+	"RevokeGrant":                         op((*call).revokeGrant),
+	"RotateKeyOnDemand":                   op((*call).rotateKeyOnDemand),
+	"ScheduleKeyDeletion":                 op((*call).scheduleKeyDeletion),
+	"Sign":                                op((*call).sign),
+	"TagResource":                         op((*call).tagResource),
+	"UntagResource":                       op((*call).untagResource),
+	"UpdateAlias":                         op((*call).updateAlias),
+	"UpdateKeyDescription":                op((*call).updateKeyDescription),
+	"UpdatePrimaryRegion":                 op((*call).updatePrimaryRegion),
+	"Verify":                              op((*call).verify),
+	"VerifyMac":                           op((*call).verifyMac),
 }
 
 // maxKeys is AWS's quota of KMS keys per account and Region.
@@ -55,13 +71,16 @@ type createKeyInput struct {
 	Origin                         *string `enum:"AWS_KMS EXTERNAL AWS_CLOUDHSM EXTERNAL_KEY_STORE"`
 	CustomKeyStoreId               *string `len:"1,64"`
 	XksKeyId                       *string `len:"1,128"`
-	BypassPolicyLockoutSafetyCheck bool
+	BypassPolicyLockoutSafetyCheck *bool
 	Tags                           []tag
 	MultiRegion                    bool
+
+	private crypto.Signer // of an asymmetric key with KMS's material
+	pkcs8   []byte
 }
 
 func (c *call) createKey(in *createKeyInput) (any, error) {
-	name := "SYMMETRIC_DEFAULT"
+	name := symmetricDefault
 	switch {
 	case in.KeySpec != nil && in.CustomerMasterKeySpec != nil:
 		return nil, fail("ValidationException", "You cannot specify KeySpec and CustomerMasterKeySpec in the same request. CustomerMasterKeySpec is deprecated.")
@@ -73,14 +92,14 @@ func (c *call) createKey(in *createKeyInput) (any, error) {
 	usage := encryptDecrypt
 	if in.KeyUsage != nil {
 		usage = *in.KeyUsage
-	} else if name != "SYMMETRIC_DEFAULT" {
+	} else if name != symmetricDefault {
 		return nil, fail("ValidationException", "You must specify a KeyUsage value for all KMS keys except for symmetric encryption keys.")
 	}
 	spec := keySpecs[name]
 	if spec == nil {
 		return nil, fail("UnsupportedOperationException", "awssim has no keys of spec %s.", name)
 	}
-	if usage != spec.usages[0] {
+	if spec.usages[usage] == nil {
 		return nil, fail("ValidationException", "KeyUsage %s is not compatible with KeySpec %s", usage, name)
 	}
 	origin := originKMS
@@ -101,13 +120,14 @@ func (c *call) createKey(in *createKeyInput) (any, error) {
 		created:     c.now,
 		tags:        make(map[string]string),
 		spent:       make(map[string]time.Time),
+		grants:      make(map[string]*grant),
 	}
 	if k.id = newUUID(); k.multiRegion {
-		k.id = "mrk-" + hex.EncodeToString(randomBytes(16))
+		k.id, k.primary = "mrk-"+hex.EncodeToString(randomBytes(16)), k.region
 	}
 	k.arn = c.realm.arn("kms", "key/"+k.id)
 	if k.policy = defaultPolicy(c.realm.place); in.Policy != nil {
-		if err := c.checkPolicy(k, *in.Policy, in.BypassPolicyLockoutSafetyCheck); err != nil {
+		if err := c.checkPolicy(k, *in.Policy, deref(in.BypassPolicyLockoutSafetyCheck)); err != nil {
 			return nil, err
 		}
 		k.policy = *in.Policy
@@ -117,10 +137,11 @@ func (c *call) createKey(in *createKeyInput) (any, error) {
 	}
 	k.tag(in.Tags)
 	if origin == originKMS {
-		k.add(randomBytes(spec.least))
+		m := k.add(in.secretOr(spec))
+		m.private = in.private
 	}
 	c.realm.keys[k.id] = k
-	return fields{"KeyMetadata": k.metadata()}, nil
+	return fields{"KeyMetadata": c.metadata(k)}, nil
 }
 
 type describeKeyInput struct {
@@ -133,7 +154,7 @@ func (c *call) describeKey(in *describeKeyInput) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return fields{"KeyMetadata": k.metadata()}, nil
+	return fields{"KeyMetadata": c.metadata(k)}, nil
 }
 
 // A keyInput names a key and nothing else.
@@ -147,7 +168,7 @@ type listKeysInput struct {
 }
 
 func (c *call) listKeys(in *listKeysInput) (any, error) {
-	ids, more, err := page(c, maps.Keys(c.realm.keys), in.Limit, 100, in.Marker)
+	ids, more, err := page(c, c.visibleKeys(), in.Limit, 100, in.Marker)
 	if err != nil {
 		return nil, err
 	}
@@ -156,6 +177,17 @@ func (c *call) listKeys(in *listKeysInput) (any, error) {
 		keys = append(keys, fields{"KeyId": id, "KeyArn": c.realm.keys[id].arn})
 	}
 	return more.into(fields{"Keys": keys}), nil
+}
+
+// visibleKeys returns the IDs of the keys that can be found.
+func (c *call) visibleKeys() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for id, k := range c.realm.keys {
+			if c.visible(k) && !yield(id) {
+				return
+			}
+		}
+	}
 }
 
 type updateKeyDescriptionInput struct {
@@ -211,11 +243,16 @@ func (c *call) scheduleKeyDeletion(in *scheduleKeyDeletionInput) (any, error) {
 		return nil, err
 	}
 	k.window = int(days)
-	k.deletion = c.now.Add(time.Duration(days) * 24 * time.Hour)
-	c.realm.wake(k.deletion)
-	return fields{
-		"KeyId": k.arn, "DeletionDate": timestamp{k.deletion}, "KeyState": k.state(), "PendingWindowInDays": k.window,
-	}, nil
+	out := fields{"KeyId": k.arn, "PendingWindowInDays": k.window}
+	if k.isPrimary() && len(c.sim.related(k)) > 1 {
+		k.waiting = true
+	} else {
+		k.deletion = c.now.AddDate(0, 0, k.window)
+		c.realm.wake(k.deletion)
+		out["DeletionDate"] = timestamp{k.deletion}
+	}
+	out["KeyState"] = k.state()
+	return out, nil
 }
 
 func (c *call) cancelKeyDeletion(in *keyInput) (any, error) {
@@ -223,10 +260,10 @@ func (c *call) cancelKeyDeletion(in *keyInput) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if k.deletion.IsZero() {
+	if k.deletion.IsZero() && !k.waiting {
 		return nil, fail("KMSInvalidStateException", "%s is not pending deletion.", k.arn)
 	}
-	k.deletion, k.window, k.disabled = time.Time{}, 0, true
+	k.deletion, k.waiting, k.window, k.disabled = time.Time{}, false, 0, true
 	return fields{"KeyId": k.arn}, nil
 }
 
@@ -245,23 +282,4 @@ func (c *call) getKeyLastUsage(in *keyInput) (any, error) {
 	return fields{
 		"KeyId": k.arn, "KeyCreationDate": timestamp{k.created}, "TrackingStartDate": timestamp{k.created}, "KeyLastUsage": use,
 	}, nil
-}
-
-type listGrantsInput struct {
-	KeyId            *string `required:"" len:"1,2048"`
-	Limit            *int64  `range:"1,100"`
-	Marker           *string `len:"1,1024"`
-	GrantId          *string `len:"1,128"`
-	GranteePrincipal *string `len:"1,256"`
-}
-
-// listGrants finds none: the simulator has no CreateGrant.
-func (c *call) listGrants(in *listGrantsInput) (any, error) {
-	if _, err := c.key(*in.KeyId); err != nil {
-		return nil, err
-	}
-	if in.Marker != nil {
-		return nil, fail("InvalidMarkerException", "Invalid marker.")
-	}
-	return fields{"Grants": []fields{}, "Truncated": false}, nil
 }

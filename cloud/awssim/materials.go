@@ -1,11 +1,11 @@
 package awssim
 
 import (
+	"crypto"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"maps"
-	"slices"
 	"time"
 )
 
@@ -33,17 +33,20 @@ const (
 type material struct {
 	id          string // 64 hex digits
 	description string
-	bytes       []byte // nil: deleted or expired
+	bytes       []byte        // a secret, or a private key as PKCS #8; nil: deleted or expired
+	private     crypto.Signer // the private key of an asymmetric key
 	expires     bool
 	validTo     time.Time
 	rotated     time.Time // when it became current; zero for the first and the pending one
+	automatic   bool      // it became current by automatic rotation
 }
 
 // materialID returns the ID of material in a key. As with AWS it is a function
-// of the two; AWS's function is not published.
+// of the two, and related multi-Region keys have it in common; AWS's function
+// is not published.
 func materialID(k *key, b []byte) string {
 	h := sha256.New()
-	h.Write([]byte(k.arn))
+	h.Write([]byte(k.account + ":" + k.id + ":"))
 	h.Write(b)
 	return hex.EncodeToString(h.Sum(nil))
 }
@@ -55,13 +58,17 @@ func (k *key) add(b []byte) *material {
 	return m
 }
 
-// drop deletes a material's bytes. A pending material goes altogether.
-func (k *key) drop(m *material) {
-	if m == k.pending {
-		k.pending = nil
+// drop deletes a material's bytes. A pending material goes altogether, unless
+// it is that of a multi-Region replica, whose primary key decides.
+func (s *Sim) drop(k *key, m *material) {
+	if m == k.pending && !k.isReplica() {
+		k.pending, k.started, k.ends = nil, time.Time{}, time.Time{}
+		for _, replica := range s.related(k) {
+			replica.pending = nil
+		}
 		return
 	}
-	m.bytes, m.expires, m.validTo = nil, false, time.Time{}
+	m.bytes, m.private, m.expires, m.validTo = nil, nil, false, time.Time{}
 }
 
 // material returns the key's material with an ID, nil if it has none.
@@ -102,8 +109,8 @@ func (c *call) getParametersForImport(in *getParametersForImportInput) (any, err
 	if err := k.require(unlessDeleting); err != nil {
 		return nil, err
 	}
-	if !slices.Contains(wrappingAlgorithms(k.spec.kind), *in.WrappingAlgorithm) {
-		return nil, fail("UnsupportedOperationException", "Wrapping algorithm %s is not valid for key material of a %s key.", *in.WrappingAlgorithm, k.spec.name)
+	if err := checkWrapping(k.spec, *in.WrappingAlgorithm, *in.WrappingKeySpec); err != nil {
+		return nil, err
 	}
 	t := importToken{keyARN: k.arn, pair: in.pair, algorithm: *in.WrappingAlgorithm, expires: c.now.Add(tokenLife)}
 	return fields{
@@ -170,10 +177,12 @@ func (c *call) importKeyMaterial(in *importKeyMaterialInput) (any, error) {
 		return nil, fail("ExpiredImportTokenException", "")
 	case in.unwrapErr != nil:
 		return nil, fail("InvalidCiphertextException", "")
-	case len(in.bytes) < k.spec.least || len(in.bytes) > k.spec.most:
-		return nil, fail("IncorrectKeyMaterialException", "The key material has %d bytes, which is not a length for a %s key.", len(in.bytes), k.spec.name)
 	}
-	m, err := k.destination(in)
+	private, err := in.readMaterial(k.spec)
+	if err != nil {
+		return nil, err
+	}
+	m, err := c.destination(k, in)
 	if err != nil {
 		return nil, err
 	}
@@ -182,13 +191,15 @@ func (c *call) importKeyMaterial(in *importKeyMaterialInput) (any, error) {
 	}
 	wasComplete := k.complete()
 	if k.material(m.id) == nil {
-		if len(k.materials) == 0 {
-			k.materials = []*material{m}
-		} else {
-			k.pending = m
+		first := len(k.materials) == 0
+		k.associate(m, first)
+		for _, other := range c.sim.related(k) {
+			if other != k {
+				other.associate(&material{id: m.id}, first)
+			}
 		}
 	}
-	m.bytes, m.expires, m.validTo = in.bytes, doesExpire, time.Time{}
+	m.bytes, m.private, m.expires, m.validTo = in.bytes, private, doesExpire, time.Time{}
 	if doesExpire {
 		m.validTo = in.ValidTo.Time
 		c.realm.wake(m.validTo)
@@ -206,9 +217,36 @@ func (c *call) importKeyMaterial(in *importKeyMaterialInput) (any, error) {
 	return out, nil
 }
 
+// readMaterial checks that the unwrapped bytes are material for a key spec. It
+// returns the private key of an asymmetric key, and brings its encoding into
+// one form, so that the same key is the same material whoever encoded it.
+func (in *importKeyMaterialInput) readMaterial(spec *keySpec) (crypto.Signer, error) {
+	if !spec.kind.asymmetric() {
+		if len(in.bytes) < spec.least || len(in.bytes) > spec.most {
+			return nil, fail("IncorrectKeyMaterialException", "The key material has %d bytes, which is not a length for a %s key.", len(in.bytes), spec.name)
+		}
+		return nil, nil
+	}
+	private, canonical, err := parsePrivate(spec.name, in.bytes)
+	if err != nil {
+		return nil, fail("IncorrectKeyMaterialException", "The key material is not a private key for a %s key: %v.", spec.name, err)
+	}
+	in.bytes = canonical
+	return private, nil
+}
+
+// associate makes a material the key's first and only one, or its pending one.
+func (k *key) associate(m *material, first bool) {
+	if first {
+		k.materials = []*material{m}
+	} else {
+		k.pending = m
+	}
+}
+
 // destination returns the material that the import is for: one that the key
 // has, or a new one that it does not have yet.
-func (k *key) destination(in *importKeyMaterialInput) (*material, error) {
+func (c *call) destination(k *key, in *importKeyMaterialInput) (*material, error) {
 	id := materialID(k, in.bytes)
 	known := k.material(id)
 	kind := deref(in.ImportType)
@@ -224,6 +262,8 @@ func (k *key) destination(in *importKeyMaterialInput) (*material, error) {
 		return nil, fail("IncorrectKeyMaterialException", "The key material (id: %s) does not match the id in the request (id: %s).", id, *in.KeyMaterialId)
 	case kind == existingMaterial:
 		return known, nil
+	case k.isReplica() && len(k.materials) > 0:
+		return nil, fail("UnsupportedOperationException", notPrimary, k.arn)
 	case known != nil:
 		return nil, fail("IncorrectKeyMaterialException", "The key material (id: %s) is already associated with %s.", id, k.arn)
 	case k.pending != nil:
@@ -266,57 +306,16 @@ func (c *call) deleteImportedKeyMaterial(in *deleteImportedKeyMaterialInput) (an
 		}
 	}
 	out := fields{"KeyId": k.arn}
+	if m != nil && m == k.pending && !k.started.IsZero() {
+		return nil, fail("KMSInvalidStateException", "The rotation of %s to the key material (id: %s) is in progress.", k.arn, m.id)
+	}
 	if m != nil {
-		k.drop(m)
+		c.sim.drop(k, m)
 		if k.spec.kind == symmetricKey {
 			out["KeyMaterialId"] = m.id
 		}
 	}
 	return out, nil
-}
-
-func (c *call) rotateKeyOnDemand(in *keyInput) (any, error) {
-	k, err := c.key(*in.KeyId)
-	if err != nil {
-		return nil, err
-	}
-	if k.spec.kind != symmetricKey {
-		return nil, fail("UnsupportedOperationException", "")
-	}
-	if err := k.require(onlyWhenEnabled); err != nil {
-		return nil, err
-	}
-	if k.rotations >= maxRotations {
-		return nil, fail("LimitExceededException", "The on-demand rotations limit has been reached for the given keyId. No more on-demand rotations can be performed for this key: %s", k.arn)
-	}
-	switch {
-	case k.origin == originKMS:
-		k.add(randomBytes(k.spec.least))
-	case k.pending == nil:
-		return nil, fail("KMSInvalidStateException", "No available key material pending rotation for the key: %s.", k.arn)
-	default:
-		k.materials = append(k.materials, k.pending)
-		k.pending = nil
-	}
-	k.current().rotated = c.now
-	k.rotations++
-	return fields{"KeyId": k.arn}, nil
-}
-
-// getKeyRotationStatus never shows a rotation that is under way: the simulator
-// rotates at once.
-func (c *call) getKeyRotationStatus(in *keyInput) (any, error) {
-	k, err := c.key(*in.KeyId)
-	if err != nil {
-		return nil, err
-	}
-	if k.spec.kind != symmetricKey {
-		return nil, fail("UnsupportedOperationException", "")
-	}
-	if k.state() == pendingImport {
-		return nil, k.requireOrigin(originKMS)
-	}
-	return fields{"KeyId": k.arn, "KeyRotationEnabled": false}, nil
 }
 
 type listKeyRotationsInput struct {
@@ -346,39 +345,7 @@ func (c *call) listKeyRotations(in *listKeyRotationsInput) (any, error) {
 	}
 	rotations := []fields{}
 	for _, name := range names {
-		rotations = append(rotations, k.rotation(all[name]))
+		rotations = append(rotations, c.rotation(k, all[name]))
 	}
 	return more.into(fields{"Rotations": rotations}), nil
-}
-
-// rotation returns an entry of ListKeyRotations.
-func (k *key) rotation(m *material) fields {
-	f := fields{"KeyId": k.arn, "KeyMaterialId": m.id, "KeyMaterialState": k.materialState(m)}
-	if !m.rotated.IsZero() {
-		f["RotationDate"], f["RotationType"] = timestamp{m.rotated}, "ON_DEMAND"
-	}
-	if k.origin != originExternal {
-		return f
-	}
-	f["ImportState"] = "PENDING_IMPORT"
-	if m.bytes != nil {
-		f["ImportState"], f["ExpirationModel"] = "IMPORTED", doesNotExpire
-		if m.expires {
-			f["ExpirationModel"], f["ValidTo"] = expires, timestamp{m.validTo}
-		}
-	}
-	if m.description != "" {
-		f["KeyMaterialDescription"] = m.description
-	}
-	return f
-}
-
-func (k *key) materialState(m *material) string {
-	switch m {
-	case k.pending:
-		return "PENDING_ROTATION"
-	case k.current():
-		return "CURRENT"
-	}
-	return "NON_CURRENT"
 }

@@ -48,7 +48,7 @@ func (s *Sim) Keys(account, region string) []Key {
 	r := s.realm(place{account, region}, s.now())
 	keys := []Key{}
 	for _, k := range r.keys {
-		keys = append(keys, r.show(k))
+		keys = append(keys, s.show(r, k))
 	}
 	slices.SortFunc(keys, func(a, b Key) int {
 		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID))
@@ -65,7 +65,7 @@ func (s *Sim) Key(account, region, id string) (Key, bool) {
 	if k == nil {
 		return Key{}, false
 	}
-	return r.show(k), true
+	return s.show(r, k), true
 }
 
 // Alias returns the ID of the key that an alias points at, empty if there is
@@ -79,7 +79,7 @@ func (s *Sim) Alias(account, region, name string) string {
 	return ""
 }
 
-func (r *realm) show(k *key) Key {
+func (s *Sim) show(r *realm, k *key) Key {
 	shown := Key{
 		Account: k.account, Region: k.region, ID: k.id, ARN: k.arn,
 		State: k.state(), Spec: k.spec.name, Usage: k.usage, Origin: k.origin,
@@ -88,7 +88,7 @@ func (r *realm) show(k *key) Key {
 		Created: k.created, Deletion: k.deletion,
 	}
 	for _, m := range k.allMaterials() {
-		mat := Material{ID: m.id, State: k.materialState(m), Description: m.description, ValidTo: m.validTo}
+		mat := Material{ID: m.id, State: s.materialState(k, m), Description: m.description, ValidTo: m.validTo}
 		if m.bytes != nil {
 			mat.Present, mat.Fingerprint = true, sha256Hex(m.bytes)
 		}
@@ -109,6 +109,28 @@ func (s *Sim) allKeys() []Key {
 		keys = append(keys, s.Keys(p.account, p.region)...)
 	}
 	return keys
+}
+
+// A shownAlias is an alias on the page.
+type shownAlias struct {
+	Account, Region, Name, Target string
+	Updated                       time.Time
+}
+
+// allAliases returns the aliases of all accounts and Regions.
+func (s *Sim) allAliases() []shownAlias {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var shown []shownAlias
+	for p, r := range s.realms {
+		for name, a := range r.aliases {
+			shown = append(shown, shownAlias{p.account, p.region, name, a.target, a.updated})
+		}
+	}
+	slices.SortFunc(shown, func(a, b shownAlias) int {
+		return cmp.Or(cmp.Compare(a.Account, b.Account), cmp.Compare(a.Region, b.Region), cmp.Compare(a.Name, b.Name))
+	})
+	return shown
 }
 
 // A shownEvent is an event as the page /_awssim/events shows it.
@@ -149,13 +171,19 @@ func (s *Sim) servePage(w http.ResponseWriter, r *http.Request) {
 		events := s.shownEvents()
 		slices.Reverse(events)
 		// A write fails only if the client has gone.
-		_ = pageTemplate.Execute(w, map[string]any{"Now": s.Now().UTC(), "Keys": s.allKeys(), "Events": events})
+		_ = pageTemplate.Execute(w, map[string]any{
+			"Now": s.Now().UTC(), "Keys": s.allKeys(), "Aliases": s.allAliases(), "Rules": s.Rules(), "Events": events,
+		})
 	case "/_awssim/health":
 		writeJSON(w, map[string]any{"status": "ok", "time": s.Now().UTC()})
 	case "/_awssim/keys":
 		writeJSON(w, s.allKeys())
 	case "/_awssim/events":
 		writeJSON(w, s.shownEvents())
+	case "/_awssim/rules":
+		writeJSON(w, s.Rules())
+	case "/_awssim/deliveries":
+		writeJSON(w, append([]Delivery{}, s.Deliveries()...))
 	case "/_awssim/clock":
 		writeJSON(w, map[string]any{"time": s.Now().UTC()})
 	default:

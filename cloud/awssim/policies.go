@@ -3,6 +3,7 @@ package awssim
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
 	"strings"
 )
 
@@ -37,7 +38,7 @@ type statement struct {
 	NotAction    list[string]
 	Resource     list[string]
 	NotResource  list[string]
-	Condition    map[string]map[string]any
+	Condition    map[string]map[string]conditionValues
 }
 
 // A list is one element or an array of them.
@@ -105,6 +106,9 @@ func parsePolicy(document string) (*policy, error) {
 				return nil, malformed("Policy contains a statement with one or more invalid principals.")
 			}
 		}
+		if err := s.checkCondition(); err != nil {
+			return nil, malformed("Policy contains a statement with a condition that is not valid: " + err.Error() + ".")
+		}
 	}
 	return &p, nil
 }
@@ -135,18 +139,18 @@ func (p *principals) valid() bool {
 
 // names reports whether the principals include an identity, by itself or by
 // its account.
-func (p *principals) names(who identity) bool {
-	if p == nil {
-		return false
-	}
-	for _, name := range p.byKind["AWS"] {
-		switch {
-		case name == "*", name == who.account, name == who.arn, who.role != "" && name == who.role,
-			strings.HasSuffix(name, ":iam::"+who.account+":root"):
-			return true
-		}
-	}
-	return false
+func (p *principals) names(who identity) bool { return p.namesItself(who) || p.namesAccount(who) }
+
+func (p *principals) namesItself(who identity) bool {
+	return p != nil && slices.ContainsFunc(p.byKind["AWS"], func(name string) bool {
+		return name == "*" || name == who.arn || who.role != "" && name == who.role
+	})
+}
+
+func (p *principals) namesAccount(who identity) bool {
+	return p != nil && slices.ContainsFunc(p.byKind["AWS"], func(name string) bool {
+		return name == who.account || strings.HasSuffix(name, ":iam::"+who.account+":root")
+	})
 }
 
 // covers reports whether the statement speaks of an action on a key.
@@ -221,6 +225,9 @@ func (c *call) checkPolicy(k *key, document string, bypassLockout bool) error {
 	if err != nil {
 		return err
 	}
+	if c.sim.options.IAM && !c.sim.knowsPrincipals(p) {
+		return fail("MalformedPolicyDocumentException", "Policy contains a statement with one or more invalid principals.")
+	}
 	if !bypassLockout && !p.lets(c.caller, "kms:PutKeyPolicy", k.arn) {
 		return fail("MalformedPolicyDocumentException", "The new key policy will not allow you to update the key policy in the future.")
 	}
@@ -231,7 +238,7 @@ type putKeyPolicyInput struct {
 	KeyId                          *string `required:"" len:"1,2048"`
 	PolicyName                     *string `len:"1,128" pattern:"^[\\w]+$"`
 	Policy                         *string `required:"" len:"1,131072" pattern:"[\\x09\\x0a\\x0d\\x20-\\x{00ff}]+"`
-	BypassPolicyLockoutSafetyCheck bool
+	BypassPolicyLockoutSafetyCheck *bool
 }
 
 func (c *call) putKeyPolicy(in *putKeyPolicyInput) (any, error) {
@@ -239,7 +246,7 @@ func (c *call) putKeyPolicy(in *putKeyPolicyInput) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := c.checkPolicy(k, *in.Policy, in.BypassPolicyLockoutSafetyCheck); err != nil {
+	if err := c.checkPolicy(k, *in.Policy, deref(in.BypassPolicyLockoutSafetyCheck)); err != nil {
 		return nil, err
 	}
 	k.policy = *in.Policy

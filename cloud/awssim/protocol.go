@@ -58,6 +58,7 @@ func usualStatus(code string, query bool) int {
 // A service is one AWS service.
 type service struct {
 	name       string // in the credential scope
+	prefix     string // of its IAM actions
 	target     string // X-Amz-Target without the operation; empty: query protocol
 	operations map[string]operation
 }
@@ -87,10 +88,10 @@ type fields map[string]any
 
 // services are all services, by name. STS is the one with the query protocol.
 var services = []*service{
-	{name: "kms", target: "TrentService", operations: kmsOperations},
-	{name: "events", target: "AWSEvents", operations: eventsOperations},
-	{name: "tagging", target: "ResourceGroupsTaggingAPI_20170126", operations: taggingOperations},
-	{name: "sts", operations: stsOperations},
+	{name: "kms", prefix: "kms", target: "TrentService", operations: kmsOperations},
+	{name: "events", prefix: "events", target: "AWSEvents", operations: eventsOperations},
+	{name: "tagging", prefix: "tag", target: "ResourceGroupsTaggingAPI_20170126", operations: taggingOperations},
+	{name: "sts", prefix: "sts", operations: stsOperations},
 }
 
 // A call is a request on its way through the simulator.
@@ -162,12 +163,23 @@ func (c *call) serve(r *http.Request) (any, error) {
 	c.request.Time = c.sim.Now()
 	c.sim.record(&c.request)
 
+	if latency := c.sim.options.Latency; latency > 0 {
+		if err := c.inject(r.Context(), &Fault{Delay: latency}); err != nil {
+			return nil, err
+		}
+	}
 	if before := c.sim.options.Before; before != nil {
 		if err := c.inject(r.Context(), before(c.request)); err != nil {
 			return nil, err
 		}
 	}
 	out, err := c.apply(input, inputErr)
+	if err == nil && changes(c.request.Operation) {
+		if err := c.sim.save(); err != nil {
+			c.sim.options.Log.Error("the state could not be saved", "error", err)
+			return nil, err
+		}
+	}
 	if after := c.sim.options.After; after != nil {
 		request := c.request
 		if e, ok := errors.AsType[*apiError](err); ok {
@@ -239,6 +251,12 @@ func (c *call) apply(input any, err error) (any, error) {
 	defer s.mu.Unlock()
 	c.now = s.now()
 	c.realm = s.realm(place{c.request.Account, c.request.Region}, c.now)
+	if err := c.throttle(input); err != nil {
+		return nil, err
+	}
+	if err := c.authorize(input); err != nil {
+		return nil, err
+	}
 	return c.operation.run(c, input)
 }
 

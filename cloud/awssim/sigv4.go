@@ -26,6 +26,7 @@ type identity struct {
 	arn     string
 	userID  string
 	role    string // the role's ARN, for a session
+	judged  bool   // by IAM policies
 }
 
 // A session is a set of temporary credentials.
@@ -104,6 +105,7 @@ func (c *call) authenticate(r *http.Request, body []byte) error {
 	default:
 		return refuse("UnrecognizedClientException", "InvalidClientTokenId", "The security token included in the request is invalid.")
 	}
+	c.caller.judged = c.sim.judges(c.caller)
 	c.request.Region, c.request.Account, c.request.AccessKey = sig.region, c.caller.account, sig.accessKey
 	if secret == "" {
 		return nil

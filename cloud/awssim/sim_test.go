@@ -52,7 +52,11 @@ func start(t *testing.T, o awssim.Options) *fixture {
 	if o.Pairs == nil {
 		o.Pairs = pairs
 	}
-	sim := awssim.New(o)
+	return serve(t, awssim.New(o))
+}
+
+func serve(t *testing.T, sim *awssim.Sim) *fixture {
+	t.Helper()
 	server := httptest.NewServer(sim)
 	t.Cleanup(server.Close)
 	return (&fixture{Sim: sim, t: t, url: server.URL}).with("AKIAEXAMPLE", "secret", "", region)

@@ -42,10 +42,10 @@ func (c *call) getResources(in *getResourcesInput) (any, error) {
 			return nil, fail("InvalidParameterException", "A tag filter needs a key.")
 		}
 	}
-	matching := make(map[string]*key) // by ARN
+	matching := make(map[string]map[string]string) // tags by ARN
 	for _, k := range c.realm.keys {
-		if k.matches(in) {
-			matching[k.arn] = k
+		if tags, visible := c.readTags(k); visible && k.everTagged && in.matches(k.arn, tags) {
+			matching[k.arn] = tags
 		}
 	}
 	arns, more, err := page(c, maps.Keys(matching), in.ResourcesPerPage, 50, token)
@@ -56,8 +56,8 @@ func (c *call) getResources(in *getResourcesInput) (any, error) {
 	found := []fields{}
 	for _, arn := range arns {
 		tags := []fields{}
-		for _, name := range slices.Sorted(maps.Keys(matching[arn].tags)) {
-			tags = append(tags, fields{"Key": name, "Value": matching[arn].tags[name]})
+		for _, name := range slices.Sorted(maps.Keys(matching[arn])) {
+			tags = append(tags, fields{"Key": name, "Value": matching[arn][name]})
 		}
 		found = append(found, fields{"ResourceARN": arn, "Tags": tags})
 	}
@@ -66,25 +66,22 @@ func (c *call) getResources(in *getResourcesInput) (any, error) {
 
 // fitTags shortens a page to the tags that are allowed on it. A resource
 // counts as one with at least one tag and is never split.
-func fitTags(c *call, arns []string, more rest, keys map[string]*key, in *getResourcesInput) ([]string, rest) {
+func fitTags(c *call, arns []string, more rest, tags map[string]map[string]string, in *getResourcesInput) ([]string, rest) {
 	if in.TagsPerPage == nil {
 		return arns, more
 	}
 	left := int(*in.TagsPerPage)
 	for i, arn := range arns {
-		if left -= max(len(keys[arn].tags), 1); left < 0 {
+		if left -= max(len(tags[arn]), 1); left < 0 {
 			return arns[:i], restAfter(c, arns[i-1]) // the first one always fits
 		}
 	}
 	return arns, more
 }
 
-// matches reports whether GetResources is to show the key.
-func (k *key) matches(in *getResourcesInput) bool {
-	if !k.everTagged {
-		return false
-	}
-	if in.ResourceARNList != nil && !slices.Contains(in.ResourceARNList, k.arn) {
+// matches reports whether GetResources is to show a resource.
+func (in *getResourcesInput) matches(arn string, tags map[string]string) bool {
+	if in.ResourceARNList != nil && !slices.Contains(in.ResourceARNList, arn) {
 		return false
 	}
 	if len(in.ResourceTypeFilters) > 0 && !slices.ContainsFunc(in.ResourceTypeFilters, func(t string) bool {
@@ -93,7 +90,7 @@ func (k *key) matches(in *getResourcesInput) bool {
 		return false
 	}
 	for _, f := range in.TagFilters {
-		value, ok := k.tags[*f.Key]
+		value, ok := tags[*f.Key]
 		if !ok || len(f.Values) > 0 && !slices.Contains(f.Values, value) {
 			return false
 		}

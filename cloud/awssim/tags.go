@@ -57,6 +57,7 @@ func (c *call) tagResource(in *tagResourceInput) (any, error) {
 	if err := k.require(unlessDeleting); err != nil {
 		return nil, err
 	}
+	c.tagsChange(k)
 	k.tag(in.Tags)
 	return nil, nil
 }
@@ -74,6 +75,7 @@ func (c *call) untagResource(in *untagResourceInput) (any, error) {
 	if err := k.require(unlessDeleting); err != nil {
 		return nil, err
 	}
+	c.tagsChange(k)
 	for _, name := range in.TagKeys {
 		delete(k.tags, name)
 	}

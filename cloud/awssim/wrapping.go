@@ -6,12 +6,15 @@ import (
 	"crypto/rsa"
 	"crypto/sha1"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash"
+	"strings"
 	"sync"
 	"time"
+
+	"byokd/cloud/awssim/internal/keywrap"
 )
 
 // tokenLife is how long an import token and its public key are valid.
@@ -78,11 +81,10 @@ func (p *Pairs) take(spec string) (*pair, error) {
 		if err != nil {
 			return nil, fmt.Errorf("make an RSA pair of %d bits: %w", l.bits, err)
 		}
-		spki, err := x509.MarshalPKIXPublicKey(&private.PublicKey)
+		made, err := newPairOf(private)
 		if err != nil {
-			return nil, fmt.Errorf("encode an RSA public key: %w", err)
+			return nil, err
 		}
-		made := &pair{id: sha256.Sum256(spki), private: private, spki: spki}
 		l.made = append(l.made, made)
 		p.byID.Store(made.id, made)
 	}
@@ -148,27 +150,48 @@ func (s *Sim) tokenMAC(b []byte) []byte {
 	return mac.Sum(nil)
 }
 
-// wrappingAlgorithms returns which algorithms wrap material of a kind of key.
-// RSA_AES_KEY_WRAP is for private keys only, and RSAES_PKCS1_V1_5 was given up
-// by AWS on 10 October 2023.
-func wrappingAlgorithms(k kind) []string {
-	switch k {
-	case symmetricKey, macKey:
-		return []string{"RSAES_OAEP_SHA_256", "RSAES_OAEP_SHA_1"}
+// checkWrapping refuses a wrapping algorithm that is not for material of a key
+// spec. Private keys of RSA are too long for RSA-OAEP alone; RSA_AES_KEY_WRAP is
+// for private keys only; and AWS gave up RSAES_PKCS1_V1_5 on 10 October 2023.
+func checkWrapping(spec *keySpec, algorithm, wrappingSpec string) error {
+	_, isOAEP := oaepHashes[algorithm]
+	_, isKeyWrap := oaepHashes[strings.Replace(algorithm, "RSA_AES_KEY_WRAP", "RSAES_OAEP", 1)]
+	good := isOAEP && spec.kind != rsaKey || isKeyWrap && !isOAEP && spec.kind.asymmetric()
+	if isOAEP && spec.name == "ECC_NIST_P521" && wrappingSpec == "RSA_2048" {
+		good = false // a private key on P-521 does not fit
+	}
+	if !good {
+		return fail("UnsupportedOperationException", "Wrapping algorithm %s with %s is not valid for key material of a %s key.",
+			algorithm, wrappingSpec, spec.name)
 	}
 	return nil
 }
 
-// unwrap decrypts wrapped key material.
+var oaepHashes = map[string]func() hash.Hash{
+	"RSAES_OAEP_SHA_256": sha256.New,
+	"RSAES_OAEP_SHA_1":   sha1.New,
+}
+
+// unwrap decrypts wrapped key material. RSA_AES_KEY_WRAP is a 256-bit AES key
+// under RSA-OAEP, and then the material under that key.
 func (t importToken) unwrap(wrapped []byte) ([]byte, error) {
-	var h hash.Hash
-	switch t.algorithm {
-	case "RSAES_OAEP_SHA_256":
-		h = sha256.New()
-	case "RSAES_OAEP_SHA_1":
-		h = sha1.New()
-	default:
+	if h := oaepHashes[t.algorithm]; h != nil {
+		return rsa.DecryptOAEP(h(), nil, t.pair.private, wrapped, nil)
+	}
+	h := oaepHashes[strings.Replace(t.algorithm, "RSA_AES_KEY_WRAP", "RSAES_OAEP", 1)]
+	if h == nil {
 		return nil, fmt.Errorf("no wrapping algorithm %q", t.algorithm)
 	}
-	return rsa.DecryptOAEP(h, nil, t.pair.private, wrapped, nil)
+	size := t.pair.private.Size()
+	if len(wrapped) <= size {
+		return nil, errors.New("too short")
+	}
+	key, err := rsa.DecryptOAEP(h(), nil, t.pair.private, wrapped[:size], nil)
+	if err != nil {
+		return nil, err
+	}
+	if len(key) != 32 {
+		return nil, fmt.Errorf("an AES key of %d bytes", len(key))
+	}
+	return keywrap.Unwrap(key, wrapped[size:])
 }

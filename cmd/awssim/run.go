@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -11,7 +10,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"strings"
 	"sync"
 	"time"
@@ -70,15 +68,21 @@ func usagef(format string, args ...any) error {
 // parse parses flags and refuses other arguments.
 func parse(flags *flag.FlagSet, args []string, stderr io.Writer) error {
 	flags.SetOutput(stderr)
-	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
-		return err
-	} else if err != nil {
-		return usageError{error: err, told: true}
+	if err := flags.Parse(args); err != nil {
+		return parseError(err)
 	}
 	if flags.NArg() > 0 {
 		return usagef("unexpected argument %q: the commands are keys and events, and none to serve", flags.Arg(0))
 	}
 	return nil
+}
+
+// parseError returns what to do about an error of package flag.
+func parseError(err error) error {
+	if errors.Is(err, flag.ErrHelp) {
+		return err
+	}
+	return usageError{error: err, told: true}
 }
 
 func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
@@ -87,6 +91,10 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	listen := flags.String("listen", "127.0.0.1:4599", "`address` to listen on, loopback only; port 0 is any free one")
 	pairs := flags.Int("wrapping-pairs", 1, "make `N` RSA-4096 wrapping pairs at start, most of a second each; other sizes when first needed")
 	accountsFile := flags.String("accounts", "", "`file` with access keys: a JSON array of {access_key_id, secret_access_key, account, arn}")
+	roles := flags.String("roles", "", "`file` with roles: a JSON array of {arn, external_id, policy}. Without it, any role can be assumed")
+	state := flags.String("state", "", "`file` to keep the state in, key material in the clear; without it, it is kept in memory")
+	var hard switches
+	hard.define(flags, &options)
 	logRequests := flags.Bool("log", false, "log each request to stderr")
 	flags.Func("account", "access key `AKID:SECRET:ACCOUNT`; may be given often. Without any, all access keys are accepted", func(s string) error {
 		parts := strings.Split(s, ":")
@@ -117,11 +125,23 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return usagef("access key %q: an ID, a secret and an account of 12 digits are needed", c.AccessKeyID)
 		}
 	}
+	if *roles != "" {
+		if err := readRoles(*roles, &options); err != nil {
+			return err
+		}
+	}
+	if err := hard.apply(&options); err != nil {
+		return err
+	}
 	if *logRequests {
 		options.Log = slog.New(slog.NewTextHandler(stderr, nil))
 	}
 
 	options.Pairs = awssim.NewPairs(*pairs)
+	sim, err := open(options, *state)
+	if err != nil {
+		return err
+	}
 	if err := options.Pairs.Fill("RSA_4096"); err != nil {
 		return err
 	}
@@ -130,7 +150,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return fmt.Errorf("listen: %w", err)
 	}
 	server := &http.Server{
-		Handler:           awssim.New(options),
+		Handler:           sim,
 		ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog:          log.New(stderr, "awssim: ", 0),
 	}
@@ -155,6 +175,14 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	return fmt.Errorf("serve: %w", err)
 }
 
+// open returns a simulator that keeps its state in a file, if one is named.
+func open(o awssim.Options, file string) (*awssim.Sim, error) {
+	if file == "" {
+		return awssim.New(o), nil
+	}
+	return awssim.Open(o, file)
+}
+
 // loopback refuses an address that others can reach: the simulator shows what
 // it holds to everybody.
 func loopback(address string) error {
@@ -166,16 +194,4 @@ func loopback(address string) error {
 		return usagef("--listen %s: only loopback addresses are served, e.g. 127.0.0.1:4599", address)
 	}
 	return nil
-}
-
-func readAccounts(name string) ([]awssim.Credential, error) {
-	b, err := os.ReadFile(name)
-	if err != nil {
-		return nil, usagef("--accounts: %w", err)
-	}
-	var credentials []awssim.Credential
-	if err := json.Unmarshal(b, &credentials); err != nil {
-		return nil, usagef("--accounts %s: write a JSON array of {access_key_id, secret_access_key, account}: %w", name, err)
-	}
-	return credentials, nil
 }

@@ -77,6 +77,18 @@ func (t *tool) load() (*config.Config, error) {
 	return config.Load(t.config, config.Options{UID: -1, SkipSecrets: true})
 }
 
+// loadAsDaemon reads byokd.toml for doing what the daemon does: with the secrets
+// that are its own.
+func (t *tool) loadAsDaemon() (*config.Config, error) {
+	cfg, err := t.load()
+	if err != nil {
+		return nil, err
+	}
+	o := config.DefaultOptions()
+	o.UID = daemonUID(cfg.StateDir)
+	return config.Load(t.config, o)
+}
+
 // read reads byokd.toml and the group files, with files that stand in for others.
 func (t *tool) read(standIn map[string]string) (*setup, error) {
 	s := &setup{opts: config.Options{UID: -1, SkipSecrets: true, StandIn: standIn}}

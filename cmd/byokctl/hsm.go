@@ -8,7 +8,6 @@ import (
 	"slices"
 	"text/tabwriter"
 
-	"byokd/config"
 	"byokd/daemon"
 	"byokd/daemon/control"
 
@@ -74,7 +73,7 @@ func (t *tool) hsm(ctx context.Context, login string) error {
 // logins, where that is possible for the caller and no daemon runs. Otherwise
 // the error is that the daemon cannot be reached.
 func (t *tool) hsmWithoutDaemon(ctx context.Context, login string, unreachable error) ([]control.HSMStatus, error) {
-	cfg, err := config.Load(t.config, config.DefaultOptions())
+	cfg, err := t.loadAsDaemon()
 	if err != nil {
 		return nil, unreachable // not the daemon's machine, or not for this caller
 	}

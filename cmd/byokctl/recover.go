@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 
-	"byokd/config"
 	"byokd/daemon"
 	"byokd/daemon/control"
 
@@ -42,13 +41,8 @@ configuration. That something does not match is no failure.`,
 }
 
 func (t *tool) recover(ctx context.Context, dryRun bool) error {
-	cfg, err := t.load()
+	cfg, err := t.loadAsDaemon()
 	if err != nil {
-		return err
-	}
-	o := config.DefaultOptions()
-	o.UID = daemonUID(cfg.StateDir)
-	if cfg, err = config.Load(t.config, o); err != nil {
 		return err
 	}
 	groups, err := daemon.Recover(ctx, cfg, dryRun, slog.New(slog.DiscardHandler))

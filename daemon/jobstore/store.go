@@ -84,6 +84,12 @@ func Create(path string) (err error) {
 		return err
 	}
 	defer dir.Close()
+	for _, suffix := range []string{"-wal", "-journal"} {
+		// SQLite would replay it into the new database.
+		if info, err := os.Lstat(path + suffix); err == nil && info.Size() > 0 {
+			return fmt.Errorf("%s%s is of the database that was here before: move it to where that one is now", path, suffix)
+		}
+	}
 
 	// A half-made one of an earlier try is nobody's: we have the lock.
 	tmp := path + ".new"

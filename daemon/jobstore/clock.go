@@ -1,0 +1,45 @@
+package jobstore
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// SetBack mends what was written while the clock was ahead of now, and returns
+// how many rows that were. Nothing then waits for a time that will not come
+// soon: a job or event whose next attempt is further away than longest, which
+// no retry is, is due now; a job made in the future counts as made now and is
+// due as much later as it was to be; the schedule of a group counts from times
+// that have been, and its ticks that were obeyed before their time come again. A generation that became active in the future did so when its
+// KMS key was created, which is AWS's time, or now.
+func (s *Store) SetBack(ctx context.Context, now time.Time, longest time.Duration) (n int, err error) {
+	err = s.write(ctx, func(t *tx) error {
+		at, limit := millis(now), millis(now.Add(longest))
+		n = 0
+		for _, q := range []struct {
+			query string
+			args  []any
+		}{
+			{`UPDATE jobs SET next_attempt = ?1 WHERE state = 'retryable' AND next_attempt > ?2`, []any{at, limit}},
+			{`UPDATE jobs SET due_at = ?1 + max(due_at - created_at, 0), created_at = ?1 WHERE state = 'available' AND created_at > ?1`, []any{at}},
+			{`UPDATE outbox SET next_attempt = NULL WHERE state = 'pending' AND next_attempt > ?1`, []any{limit}},
+			{`UPDATE generations SET activated_at = CASE WHEN created_at <= ?1 THEN created_at ELSE ?1 END WHERE activated_at > ?1`, []any{at}},
+			{`DELETE FROM triggers WHERE at > ?1 AND unique_key LIKE 'tick:%'`, []any{at}},
+			{`UPDATE groups SET first_seen = ?1 WHERE first_seen > ?1`, []any{at}},
+			{`UPDATE groups SET enabled_at = ?1 WHERE enabled_at > ?1`, []any{at}},
+			{`UPDATE groups SET last_tick = ?1 WHERE last_tick > ?1`, []any{at}},
+		} {
+			changed, err := t.exec(q.query, q.args...)
+			if err != nil {
+				return err
+			}
+			n += changed
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, fmt.Errorf("mend what was written while the clock was ahead: %w", err)
+	}
+	return n, nil
+}
