@@ -338,20 +338,21 @@ func (d *Daemon) Daemon(ctx context.Context) (control.DaemonStatus, error) {
 		Outbox: control.Outbox{Pending: stats.Pending, Parked: stats.Parked}, HSMs: hsms}, nil
 }
 
-// endpoints are the AWS endpoints that are not AWS's own.
+// endpoints are the AWS endpoints that are not AWS's own: those for all Regions,
+// then those of one.
 func (d *Daemon) endpoints() []control.Endpoint {
 	var list []control.Endpoint
-	regions := make(map[string]bool)
-	for _, name := range d.groups.names() {
-		if g, ok := d.groups.get(name); ok && g.def != nil {
-			regions[g.def.AWS.Region] = true
-		}
-	}
-	for _, region := range slices.Sorted(maps.Keys(regions)) {
+	all := make(map[string]string)
+	for _, region := range append([]string{""}, slices.Sorted(maps.Keys(d.cfg.Load().AWS.Endpoints))...) {
 		for _, service := range cloud.Services() {
-			if url, overridden := d.cloud.Endpoint(service, region); overridden {
-				list = append(list, control.Endpoint{Service: service, Region: control.String(region), URL: url})
+			url, overridden := d.cloud.Endpoint(service, region)
+			if !overridden || region != "" && url == all[service] {
+				continue
 			}
+			if region == "" {
+				all[service] = url
+			}
+			list = append(list, control.Endpoint{Service: service, Region: control.String(region), URL: url})
 		}
 	}
 	return list

@@ -74,6 +74,13 @@ func TestFileBecomesKey(t *testing.T) {
 			t.Errorf("the log holds a secret")
 		}
 	}
+	d, err := w.client.Daemon(t.Context())
+	if err != nil || len(d.Endpoints) != 4 || d.Endpoints[0].Service != "kms" || d.Endpoints[0].Region != "" || d.Endpoints[0].URL != w.aws.URL {
+		t.Errorf("endpoints = %+v, %v", d.Endpoints, err)
+	}
+	if n := strings.Count(w.log.String(), "an AWS endpoint is overridden"); n != 4 {
+		t.Errorf("the log tells of %d overridden endpoints, want 4", n)
+	}
 	if err := w.halt(); err != nil {
 		t.Errorf("a graceful stop ended with %v", err)
 	}
