@@ -143,7 +143,11 @@ type Daemon struct {
 	reloaded  atomic.Pointer[control.Reload]
 	running   map[string]int // running jobs by credential and Region
 	runningMu sync.Mutex
-	ending    atomic.Bool // no more jobs are begun: byokd is about to end
+
+	// designated ends when this is no longer the designated device; resign ends it.
+	designated atomic.Pointer[context.Context]
+	resign     context.CancelFunc
+	ending     atomic.Bool // no more jobs are begun: byokd is about to end
 
 	storing    atomic.Pointer[problem] // why the database cannot be written; nil: it can
 	unreadable atomic.Pointer[problem] // why groups_dir cannot be read; nil: it can
@@ -184,6 +188,7 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 		return nil, &ExitError{ExitHelpless, err}
 	}
 	d.cfg.Store(cfg)
+	d.designate()
 	d.setLog(cfg)
 	d.reloaded.Store(&control.Reload{At: control.At(o.Now()), OK: true})
 
@@ -324,6 +329,13 @@ func (d *Daemon) fail(err error) {
 	case d.fatal <- err:
 	default: // it is ending already
 	}
+}
+
+// designate begins a time in which this may be the designated device.
+func (d *Daemon) designate() {
+	ctx, resign := context.WithCancel(context.Background())
+	d.designated.Store(&ctx)
+	d.resign = resign
 }
 
 // reloads does what SIGHUP asks for.

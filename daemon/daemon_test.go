@@ -848,3 +848,34 @@ func TestSyncBeforeFirstLook(t *testing.T) {
 	}
 	w.untilGeneration("payments", 1)
 }
+
+// A byokd that is told that it is no longer the designated device stops in the
+// middle of a job, and goes on when it is again.
+func TestNoLongerDesignated(t *testing.T) {
+	w := newWorld(t)
+	reached, release := make(chan struct{}), make(chan struct{})
+	w.faults(func(r awssim.Request) *awssim.Fault {
+		if r.Operation == "GetParametersForImport" {
+			w.faults(nil, nil)
+			close(reached)
+			<-release
+		}
+		return nil
+	}, nil)
+	w.start()
+	w.group("payments", every, "")
+	<-reached
+	w.configure("designated = false")
+	w.reload <- struct{}{}
+	w.until("the job is put back", func() bool { open := w.openJobs("payments"); return len(open) == 1 && open[0].State == control.JobAvailable })
+	close(release)
+	if n := w.requests("ImportKeyMaterial"); n != 0 {
+		t.Errorf("%d imports were made", n)
+	}
+	w.configure("designated = true")
+	w.reload <- struct{}{}
+	w.untilGeneration("payments", 1)
+	if n := len(w.keys()); n != 1 {
+		t.Errorf("there are %d KMS keys, want 1", n)
+	}
+}

@@ -36,6 +36,8 @@ func (d *Daemon) reload(ctx context.Context) {
 		d.groups.lookAnew()
 	}
 	if old.Designated && !next.Designated {
+		d.resign()
+		d.designate()
 		d.log.Warn("this is no longer the designated device: nothing in AWS or the HSM is changed from here")
 	}
 	d.load(ctx, triggerSighup)

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"byokd/config"
 	"byokd/daemon/jobstore"
 	"byokd/daemon/lifecycle"
 )
@@ -60,10 +61,11 @@ func (d *Daemon) work(ctx context.Context) {
 			continue
 		}
 		atOnce.Add(1)
-		d.count(job.Group, 1)
+		place := d.placeOf(job.Group)
+		d.count(place, 1)
 		running.Go(func() {
 			d.runJob(ctx, job)
-			d.count(job.Group, -1)
+			d.count(place, -1)
 			atOnce.Add(-1)
 			wake(d.jobsWake)
 		})
@@ -99,22 +101,31 @@ func (d *Daemon) busyPlaces() []string {
 	}
 	var names []string
 	for _, name := range d.groups.names() {
-		if g, ok := d.groups.get(name); ok && g.def != nil && full[g.def.Credential+" "+g.def.AWS.Region] {
+		if g, ok := d.groups.get(name); ok && g.def != nil && full[accountPlace(g.def)] {
 			names = append(names, name)
 		}
 	}
 	return names
 }
 
-// count notes that a job of a group begins or ends.
-func (d *Daemon) count(group string, by int) {
-	g, ok := d.groups.get(group)
-	if !ok || g.def == nil {
-		return
+// accountPlace names the account and Region of a definition, as far as they are
+// known without asking.
+func accountPlace(g *config.Group) string { return g.Credential + " " + g.AWS.Region }
+
+func (d *Daemon) placeOf(group string) string {
+	if g, ok := d.groups.get(group); ok && g.def != nil {
+		return accountPlace(g.def)
 	}
+	return ""
+}
+
+// count notes that a job begins or ends at a place.
+func (d *Daemon) count(place string, by int) {
 	d.runningMu.Lock()
 	defer d.runningMu.Unlock()
-	d.running[g.def.Credential+" "+g.def.AWS.Region] += by
+	if d.running[place] += by; d.running[place] == 0 {
+		delete(d.running, place)
+	}
 }
 
 func (d *Daemon) untilDue(ctx context.Context) time.Duration {
@@ -133,7 +144,9 @@ func (d *Daemon) runJob(ctx context.Context, row *jobstore.Job) {
 	job, err := lifecycleJob(row)
 	if err == nil {
 		log.Info("job starts", "trigger", row.Trigger, "attempt", row.Attempt)
-		err = d.attempt(ctx, row, job)
+		working, stop := d.whileDesignated(ctx)
+		err = d.attempt(working, row, job)
+		stop()
 	}
 	d.metrics.job(row, err)
 	d.tokens.met(row.HSM, err)
@@ -149,7 +162,7 @@ func (d *Daemon) runJob(ctx context.Context, row *jobstore.Job) {
 	case "":
 		log.Info("job completed", "elapsed", elapsed)
 	case lifecycle.Interrupted:
-		log.Info("job put back: byokd stops", "elapsed", elapsed)
+		log.Info("job put back: byokd stops, or is no longer designated", "elapsed", elapsed)
 	case lifecycle.Operator:
 		log.Error("job waits for a person", "waiting_for", lifecycle.WaitingFor(err), "err", err)
 	case lifecycle.Permanent:
@@ -157,6 +170,14 @@ func (d *Daemon) runJob(ctx context.Context, row *jobstore.Job) {
 	default:
 		log.Warn("job will be tried again", "attempt", row.Attempt, "err", err)
 	}
+}
+
+// whileDesignated returns a context that ends when this is no longer the
+// designated device: the job that runs under it is put back.
+func (d *Daemon) whileDesignated(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(*d.designated.Load(), cancel)
+	return ctx, func() { stop(); cancel() }
 }
 
 // errNotDue ends a scheduled rotation that is no longer due.
