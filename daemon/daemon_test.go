@@ -867,7 +867,10 @@ func TestNoLongerDesignated(t *testing.T) {
 	<-reached
 	w.configure("designated = false")
 	w.reload <- struct{}{}
-	w.until("the job is put back", func() bool { open := w.openJobs("payments"); return len(open) == 1 && open[0].State == control.JobAvailable })
+	w.until("the job is put back", func() bool {
+		open := w.openJobs("payments")
+		return len(open) == 1 && open[0].State == control.JobAvailable
+	})
 	close(release)
 	if n := w.requests("ImportKeyMaterial"); n != 0 {
 		t.Errorf("%d imports were made", n)

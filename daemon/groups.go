@@ -52,9 +52,10 @@ func newGroup(name string) *group { return &group{name: name, looking: new(sync.
 
 // groups are all key groups, by name.
 type groups struct {
-	d  *Daemon
-	mu sync.Mutex
-	m  map[string]*group
+	d     *Daemon
+	mu    sync.Mutex
+	m     map[string]*group
+	epoch int // how often everything that was seen of them has become void
 }
 
 func newGroups(d *Daemon) *groups { return &groups{d: d, m: make(map[string]*group)} }
@@ -302,12 +303,8 @@ func (d *Daemon) accept(ctx context.Context, g, last *config.Group, row jobstore
 			return err
 		}
 	}
-	if isNew || row.Digest != digest {
-		definition, err := g.MarshalDefinition()
-		if err != nil {
-			return err
-		}
-		if err := d.store.SetDefinition(ctx, g.Name, definition, digest, g.HSM); err != nil {
+	if isNew {
+		if err := d.setDefinition(ctx, g); err != nil {
 			return err
 		}
 	}
@@ -356,6 +353,15 @@ func (d *Daemon) accept(ctx context.Context, g, last *config.Group, row jobstore
 	if isNew {
 		d.log.Info("new group", "group", g.Name, "alias", g.AWS.Alias, "region", g.AWS.Region)
 	}
+	if !isNew && row.Digest != digest {
+		// Last of what depends on the definition before: all of it can be done
+		// again, and is, if byokd dies in between.
+		if err := d.setDefinition(ctx, g); err != nil {
+			return err
+		}
+		row.Digest = digest
+		d.groups.update(g.Name, func(g *group) { g.row.Digest = digest })
+	}
 	wake(d.groupsWake)
 	if err := d.synchronizeChanged(ctx, g, row, trigger); err != nil {
 		return err
@@ -365,6 +371,15 @@ func (d *Daemon) accept(ctx context.Context, g, last *config.Group, row jobstore
 	}
 	d.plan(g.Name)
 	return nil
+}
+
+// setDefinition stores a definition as the last good one.
+func (d *Daemon) setDefinition(ctx context.Context, g *config.Group) error {
+	definition, err := g.MarshalDefinition()
+	if err != nil {
+		return err
+	}
+	return d.store.SetDefinition(ctx, g.Name, definition, g.Digest(), g.HSM)
 }
 
 // missedBefore fires the tick of the old schedule that passed unseen before it
@@ -403,15 +418,22 @@ func (d *Daemon) lookForOldAliases(ctx context.Context, g group) error {
 	if err != nil {
 		return err
 	}
-	var left []string
+	var gone []string
 	for _, alias := range g.row.OldAliases {
-		if _, err := kms.DescribeKey(ctx, alias); !errors.Is(err, lifecycle.ErrNotFound) {
-			left = append(left, alias)
+		if _, err := kms.DescribeKey(ctx, alias); errors.Is(err, lifecycle.ErrNotFound) {
+			gone = append(gone, alias)
 		}
 	}
-	if len(left) == len(g.row.OldAliases) {
+	if len(gone) == 0 {
 		return nil
 	}
+	d.loading.Lock()
+	defer d.loading.Unlock()
+	now, ok := d.groups.get(g.name)
+	if !ok {
+		return nil
+	}
+	left := slices.DeleteFunc(slices.Clone(now.row.OldAliases), func(alias string) bool { return slices.Contains(gone, alias) })
 	if err := d.store.SetOldAliases(ctx, g.name, left); err != nil {
 		return err
 	}

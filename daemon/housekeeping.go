@@ -159,8 +159,6 @@ func (d *Daemon) tidy(ctx context.Context) {
 		// Nothing else may write for weeks and so find out that it can again.
 		if err := d.store.Record(ctx, jobstore.AuditEntry{Actor: "byokd", Action: "try the database", Detail: "it could not be written before"}); err == nil {
 			d.storeWorks()
-			wake(d.jobsWake)
-			wake(d.loadWake)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync"
 	"time"
@@ -33,6 +34,7 @@ type looked struct {
 	at         time.Time
 	place      string // of the definition that it was made with
 	designated bool   // false: nothing was recorded
+	epoch      int    // of groups when it began
 }
 
 // place is what a definition says about where a group's keys are: findings made
@@ -96,7 +98,7 @@ func (gs *groups) dueLook(name string, now time.Time) (due time.Time, ok bool) {
 			return time.Time{}, false
 		}
 		due = g.looked.at.Add(againLook)
-	case unsettled || g.looked != nil:
+	case unsettled || g.looked != nil || g.lookErr != nil:
 		due = g.nextLook
 	default:
 		return time.Time{}, false
@@ -159,6 +161,9 @@ func (gs *groups) reconciled(ctx context.Context, name string, def lifecycle.Def
 	if current, _ := gs.get(name); current.looked.holds(def, designated) {
 		return current.looked, nil
 	}
+	gs.mu.Lock()
+	epoch := gs.epoch
+	gs.mu.Unlock()
 	found, err := d.engine.Reconcile(ctx, def, designated)
 	if err != nil {
 		return nil, err
@@ -172,8 +177,18 @@ func (gs *groups) reconciled(ctx context.Context, name string, def lifecycle.Def
 	if err := d.decide(ctx, name, found, designated); err != nil {
 		return nil, err
 	}
-	l := &looked{Findings: found, at: d.Now(), place: place(def), designated: designated}
-	gs.update(name, func(g *group) { g.looked, g.lookErr, g.lookPause = l, nil, 0 })
+	l := &looked{Findings: found, at: d.Now(), place: place(def), designated: designated, epoch: epoch}
+	stale := false
+	gs.update(name, func(g *group) {
+		if stale = gs.epoch != epoch; !stale {
+			g.looked, g.lookErr, g.lookPause = l, nil, 0
+		}
+	})
+	if stale {
+		// The credentials have changed meanwhile: what was seen may be another
+		// account's.
+		return nil, &lifecycle.Fault{Class: lifecycle.Transient, After: firstLook, Err: errors.New("the credentials have changed during the look")}
+	}
 	d.plan(name)
 	return l, nil
 }
@@ -254,6 +269,7 @@ func (gs *groups) lookAgain() {
 // lookAnew has every group looked at again before its next job.
 func (gs *groups) lookAnew() {
 	gs.mu.Lock()
+	gs.epoch++
 	for _, g := range gs.m {
 		g.looked, g.nextLook, g.lookPause = nil, time.Time{}, 0
 	}
@@ -261,15 +277,19 @@ func (gs *groups) lookAnew() {
 	wake(gs.d.groupsWake)
 }
 
-// notDue reports whether a scheduled rotation that has not begun is no longer
-// due, since what was found shows that a later one was made: by another device,
+// notDue reports whether a scheduled or first rotation that has not begun is no
+// longer due, since what was found shows that a later one was made: by another device,
 // or before an older database was put back.
 func notDue(row *jobstore.Job, l *looked) bool {
-	if row.ScheduledAt.IsZero() || row.Generation != 0 || l.Recovered == 0 {
+	if row.Generation != 0 || row.Kind != string(lifecycle.Rotate) {
 		return false
 	}
 	for _, g := range l.Generations {
-		if g.Stage == lifecycle.Active && g.ActivatedAt.After(row.ScheduledAt) {
+		switch {
+		case g.Stage != lifecycle.Active:
+		case row.Trigger == triggerInitial:
+			return true
+		case !row.ScheduledAt.IsZero() && l.Recovered > 0 && g.ActivatedAt.After(row.ScheduledAt):
 			return true
 		}
 	}

@@ -28,6 +28,7 @@ func (d *Daemon) reload(ctx context.Context) {
 	d.setLog(next)
 	if slices.ContainsFunc(follow, func(key string) bool { return strings.HasPrefix(key, "credentials") }) {
 		d.cloud.SetCredentials(credentials(next))
+		d.groups.lookAnew() // they may lead to another account now
 	}
 	d.permissionsChanged(ctx) // a person has been at work
 	d.outbox.forget()

@@ -35,7 +35,9 @@ func rule(g *config.Group) (*schedule.Rule, error) {
 func (d *Daemon) next(g group) (tick, at time.Time, missed int) {
 	generations, err := d.store.Generations(context.Background(), g.name)
 	if err != nil {
+		// Without them a group would look overdue.
 		d.storeFailed("read the generations", err)
+		return
 	}
 	var rotated time.Time
 	for _, gen := range generations {
@@ -83,10 +85,14 @@ func (d *Daemon) fire(t schedule.Tick) {
 	if !ok || g.def == nil || g.gone || !d.cfg.Load().Designated {
 		return
 	}
-	// A clock that was set ahead makes one rotation of the ticks that it passed.
-	if tick, at, missed := d.next(g); !tick.IsZero() && !at.After(d.Now()) {
-		t.At, t.Missed = tick, missed
+	// What is due may have changed since the tick was planned; a clock that was
+	// set ahead makes one rotation of the ticks that it passed.
+	tick, at, missed := d.next(g)
+	if tick.IsZero() || at.After(d.Now()) {
+		d.runner.Set(t.Group, tick, at, missed)
+		return
 	}
+	t.At, t.Missed = tick, missed
 	trigger := triggerSchedule
 	if t.Missed > 0 {
 		trigger = triggerMissed

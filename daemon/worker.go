@@ -177,6 +177,9 @@ func (d *Daemon) runJob(ctx context.Context, row *jobstore.Job) {
 func (d *Daemon) whileDesignated(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(*d.designated.Load(), cancel)
+	if !d.cfg.Load().Designated {
+		cancel() // the job was claimed in the moment that this changed
+	}
 	return ctx, func() { stop(); cancel() }
 }
 
@@ -216,6 +219,7 @@ func (d *Daemon) settle(ctx context.Context, row *jobstore.Job, job *lifecycle.J
 		}
 	}
 	wake(d.jobsWake)
+	wake(d.outboxWake)
 	if err == nil {
 		d.metrics.steps(job)
 	}
@@ -363,6 +367,8 @@ func (d *Daemon) storeFailed(what string, err error) {
 func (d *Daemon) storeWorks() {
 	if d.storing.Swap(nil) != nil {
 		d.log.Info("the database can be written again")
+		wake(d.jobsWake)
+		wake(d.loadWake) // what a definition asked for may not have been stored
 	}
 }
 

@@ -465,13 +465,15 @@ func (t *tx) auditEach(jobs []jobRef, entries []AuditEntry) error {
 const notActivated = `NOT EXISTS (SELECT 1 FROM steps WHERE steps.job_id = jobs.id AND steps.name = 'activate' AND steps.state <> 'pending')`
 
 // Resnapshot gives a new definition to the group's jobs that wait for a person
-// or have not been started, and returns how many. A running job keeps the one
+// or have not been started, and to a rotation that has not chosen its generation
+// yet, and returns how many. A running job keeps the one
 // that it has, and so does one that may have moved the alias. Each change
 // leaves an audit row.
 func (s *Store) Resnapshot(ctx context.Context, group string, definition []byte, hsm string) (n int, err error) {
 	err = s.write(ctx, func(t *tx) error {
 		rows, err := t.query(`UPDATE jobs SET definition = ?1, hsm = ?2
-			WHERE grp = ?3 AND (state = 'retryable' AND waiting_for <> '' OR state = 'available' AND started_at IS NULL)
+			WHERE grp = ?3 AND (state = 'retryable' AND waiting_for <> '' OR state = 'available' AND started_at IS NULL
+				OR kind = 'rotate' AND generation = 0 AND state IN ('available', 'retryable'))
 			AND (definition IS DISTINCT FROM ?1 OR hsm <> ?2) AND `+notActivated+` RETURNING id, grp`,
 			text(definition), hsm, group)
 		changed, err := collect(rows, err, scanJobRef)

@@ -475,10 +475,14 @@ func TestResnapshot(t *testing.T) {
 		"released": {func(id string) {
 			claim(t, s, c, id)
 			must(t, s.Release(t.Context(), id))
-		}, false},
+		}, true}, // it has not chosen its generation
 		"throttled": {func(id string) {
 			claim(t, s, c, id)
 			must(t, s.Retry(t.Context(), id, jobstore.Retry{NextAttempt: epoch.Add(time.Hour)}, jobstore.Change{}))
+		}, true},
+		"half-way": {func(id string) {
+			claim(t, s, c, id)
+			must(t, s.Retry(t.Context(), id, jobstore.Retry{NextAttempt: epoch.Add(time.Hour)}, jobstore.Change{Generation: 3}))
 		}, false},
 		"waiting": {func(id string) {
 			claim(t, s, c, id)
