@@ -117,6 +117,7 @@ type Sim struct {
 	realms   map[place]*realm
 	sessions map[string]*session // by access key ID
 	policies map[string]*policy  // of principals, by ARN
+	deleted  map[string]bool     // principals that are gone, by ARN
 	buckets  map[bucketName]*bucket
 	events   []Event
 	log      requestLog
@@ -154,6 +155,7 @@ func New(o Options) *Sim {
 		realms:      make(map[place]*realm),
 		sessions:    make(map[string]*session),
 		policies:    make(map[string]*policy),
+		deleted:     make(map[string]bool),
 		buckets:     make(map[bucketName]*bucket),
 	}
 	if s.options.Now == nil {

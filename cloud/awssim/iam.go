@@ -91,7 +91,8 @@ func (s *Sim) judges(who identity) bool {
 }
 
 // knowsPrincipals reports whether the users and roles in a key policy exist, as
-// far as the simulator can know: in the accounts of which it has some.
+// far as the simulator can know: those that were deleted do not, and with
+// [Options.IAM] only those that it has, in the accounts of which it has some.
 func (s *Sim) knowsPrincipals(p *policy) bool {
 	known, accounts := make(map[string]bool), make(map[string]bool)
 	add := func(arn string) {
@@ -112,8 +113,11 @@ func (s *Sim) knowsPrincipals(p *policy) bool {
 				continue
 			}
 			for _, name := range ps.byKind["AWS"] {
+				if s.deleted[name] {
+					return false
+				}
 				parts := strings.SplitN(name, ":", 6)
-				if len(parts) == 6 && parts[2] == "iam" && parts[5] != "root" && accounts[parts[4]] && !known[name] {
+				if s.options.IAM && len(parts) == 6 && parts[2] == "iam" && parts[5] != "root" && accounts[parts[4]] && !known[name] {
 					return false
 				}
 			}
@@ -187,11 +191,7 @@ func (c *call) judge(need permission) error {
 		}
 		return nil
 	}
-	document, err := parsePolicy(need.key.policy)
-	if err != nil {
-		return err // cannot be: checkPolicy saw it
-	}
-	theirs := document.decide(&c.caller, need)
+	theirs := need.key.parsedPolicy().decide(&c.caller, need)
 	switch {
 	case theirs.denied:
 		return refuse(" with an explicit deny in a resource-based policy")

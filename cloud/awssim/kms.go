@@ -126,11 +126,10 @@ func (c *call) createKey(in *createKeyInput) (any, error) {
 		k.id, k.primary = "mrk-"+hex.EncodeToString(randomBytes(16)), k.region
 	}
 	k.arn = c.realm.arn("kms", "key/"+k.id)
-	if k.policy = defaultPolicy(c.realm.place); in.Policy != nil {
-		if err := c.checkPolicy(k, *in.Policy, deref(in.BypassPolicyLockoutSafetyCheck)); err != nil {
+	if k.policy = defaultPolicy(c.realm.place).rewritten(k.region); in.Policy != nil {
+		if err := c.setPolicy(k, *in.Policy, deref(in.BypassPolicyLockoutSafetyCheck)); err != nil {
 			return nil, err
 		}
-		k.policy = *in.Policy
 	}
 	if len(c.realm.keys) >= maxKeys {
 		return nil, fail("LimitExceededException", "The account has %d KMS keys in this Region, which is the limit.", maxKeys)

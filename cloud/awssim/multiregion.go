@@ -1,7 +1,9 @@
 package awssim
 
 import (
+	"bytes"
 	"cmp"
+	"encoding/json"
 	"maps"
 	"slices"
 	"time"
@@ -93,11 +95,10 @@ func (c *call) replicateKey(in *replicateKeyInput) (any, error) {
 		multiRegion: true, primary: k.primary, created: c.now, period: k.period, due: k.due,
 		tags: make(map[string]string), spent: make(map[string]time.Time), grants: make(map[string]*grant),
 	}
-	if replica.policy = defaultPolicy(there.place); in.Policy != nil {
-		if err := c.checkPolicy(replica, *in.Policy, deref(in.BypassPolicyLockoutSafetyCheck)); err != nil {
+	if replica.policy = defaultPolicy(there.place).rewritten(there.region); in.Policy != nil {
+		if err := c.setPolicy(replica, *in.Policy, deref(in.BypassPolicyLockoutSafetyCheck)); err != nil {
 			return nil, err
 		}
-		replica.policy = *in.Policy
 	}
 	if len(there.keys) >= maxKeys {
 		return nil, fail("LimitExceededException", "The account has %d KMS keys in %s, which is the limit.", maxKeys, there.region)
@@ -121,7 +122,11 @@ func (c *call) replicateKey(in *replicateKeyInput) (any, error) {
 	for _, name := range slices.Sorted(maps.Keys(replica.tags)) {
 		tags = append(tags, fields{"TagKey": name, "TagValue": replica.tags[name]})
 	}
-	return fields{"ReplicaKeyMetadata": metadata, "ReplicaPolicy": replica.policy, "ReplicaTags": tags}, nil
+	var document bytes.Buffer // without white space, as recorded
+	if err := json.Compact(&document, []byte(replica.policy)); err != nil {
+		return nil, err // cannot be: it is the simulator's own
+	}
+	return fields{"ReplicaKeyMetadata": metadata, "ReplicaPolicy": document.String(), "ReplicaTags": tags}, nil
 }
 
 type updatePrimaryRegionInput struct {

@@ -22,7 +22,7 @@ type Key struct {
 	Usage       string            `json:"usage"`
 	Origin      string            `json:"origin"`
 	Description string            `json:"description"`
-	Policy      string            `json:"policy"` // as it was put
+	Policy      string            `json:"policy"` // as GetKeyPolicy shows it
 	Tags        map[string]string `json:"tags"`
 	Aliases     []string          `json:"aliases"`
 	Created     time.Time         `json:"created"`
@@ -156,8 +156,12 @@ var pageTemplate = template.Must(template.New("page").Parse(pageHTML))
 // servePage answers the requests that are not for AWS: the page and what lies
 // below /_awssim/.
 func (s *Sim) servePage(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path == "/_awssim/clock" && r.Method == http.MethodPost {
+	switch {
+	case r.Method == http.MethodPost && r.URL.Path == "/_awssim/clock":
 		s.serveClock(w, r)
+		return
+	case r.Method == http.MethodPost && r.URL.Path == "/_awssim/principals":
+		s.servePrincipals(w, r)
 		return
 	}
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
@@ -191,19 +195,27 @@ func (s *Sim) servePage(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// serveClock moves the clock: {"advance": "24h"}. It wants JSON to be declared,
-// so that no web page can do it.
-func (s *Sim) serveClock(w http.ResponseWriter, r *http.Request) {
+// readPost reads the body of a POST to the simulator itself. It wants JSON to be
+// declared, so that no web page can do it.
+func readPost(w http.ResponseWriter, r *http.Request, in any, example string) bool {
 	if r.Header.Get("Content-Type") != "application/json" {
 		http.Error(w, "send Content-Type: application/json", http.StatusUnsupportedMediaType)
-		return
+		return false
 	}
-	body, _, err := readAll(r.Body, 1<<10)
+	body, _, err := readAll(r.Body, 1<<12)
+	if err != nil || json.Unmarshal(body, in) != nil {
+		http.Error(w, "send "+example, http.StatusBadRequest)
+		return false
+	}
+	return true
+}
+
+// serveClock moves the clock: {"advance": "24h"}.
+func (s *Sim) serveClock(w http.ResponseWriter, r *http.Request) {
 	var in struct {
 		Advance string `json:"advance"`
 	}
-	if err != nil || json.Unmarshal(body, &in) != nil {
-		http.Error(w, `send {"advance": "24h"}`, http.StatusBadRequest)
+	if !readPost(w, r, &in, `{"advance": "24h"}`) {
 		return
 	}
 	d, err := time.ParseDuration(in.Advance)
@@ -213,6 +225,22 @@ func (s *Sim) serveClock(w http.ResponseWriter, r *http.Request) {
 	}
 	s.Advance(d)
 	writeJSON(w, map[string]any{"time": s.Now().UTC()})
+}
+
+// servePrincipals deletes a principal: {"delete": ARN}.
+func (s *Sim) servePrincipals(w http.ResponseWriter, r *http.Request) {
+	var in struct {
+		Delete string `json:"delete"`
+	}
+	const example = `{"delete": "arn:aws:iam::111122223333:role/NAME"}`
+	if !readPost(w, r, &in, example) {
+		return
+	}
+	if !compiled(`arn:aws[a-z-]*:iam::[0-9]{12}:(user|role)/.+`).MatchString(in.Delete) {
+		http.Error(w, "send the ARN of a user or role: "+example, http.StatusBadRequest)
+		return
+	}
+	writeJSON(w, map[string]any{"deleted": in.Delete, "unique_id": s.DeletePrincipal(in.Delete)})
 }
 
 func writeJSON(w http.ResponseWriter, v any) {

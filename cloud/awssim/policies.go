@@ -17,9 +17,17 @@ const (
 
 // defaultPolicy returns the policy of a key that was made without one. It lets
 // the account's IAM policies decide.
-func defaultPolicy(p place) string {
-	return `{"Version":"2012-10-17","Id":"key-default-1","Statement":[{"Sid":"Enable IAM User Permissions","Effect":"Allow",` +
-		`"Principal":{"AWS":"arn:` + partition(p.region) + `:iam::` + p.account + `:root"},"Action":"kms:*","Resource":"*"}]}`
+func defaultPolicy(p place) *policy {
+	return &policy{Version: "2012-10-17", ID: "key-default-1", Statement: list[statement]{{
+		Sid: "Enable IAM User Permissions", Effect: "Allow",
+		Principal: &principals{map[string]list[string]{"AWS": {rootARN(p.region, p.account)}}},
+		Action:    list[string]{"kms:*"}, Resource: list[string]{"*"},
+	}}}
+}
+
+// rootARN returns the ARN that stands for an account.
+func rootARN(region, account string) string {
+	return "arn:" + partition(region) + ":iam::" + account + ":root"
 }
 
 // A policy is a key policy, as far as the simulator looks into it.
@@ -76,6 +84,15 @@ func decodeStrictly(b []byte, v any) error {
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	return d.Decode(v)
+}
+
+// parsedPolicy returns the key's policy.
+func (k *key) parsedPolicy() *policy {
+	var p policy
+	if err := decodeStrictly([]byte(k.policy), &p); err != nil {
+		panic(err) // cannot be: setPolicy made it, and restore looked at it
+	}
+	return &p
 }
 
 // parsePolicy reads a policy document and checks its grammar.
@@ -216,8 +233,8 @@ func (p *policy) lets(who identity, action, keyARN string) bool {
 	return allowed
 }
 
-// checkPolicy refuses a document that cannot be the key's policy.
-func (c *call) checkPolicy(k *key, document string, bypassLockout bool) error {
+// setPolicy gives a key a policy, and refuses a document that cannot be one.
+func (c *call) setPolicy(k *key, document string, bypassLockout bool) error {
 	if len(document) > maxPolicy {
 		return fail("LimitExceededException", "The key policy has %d bytes, the limit is %d.", len(document), maxPolicy)
 	}
@@ -225,12 +242,13 @@ func (c *call) checkPolicy(k *key, document string, bypassLockout bool) error {
 	if err != nil {
 		return err
 	}
-	if c.sim.options.IAM && !c.sim.knowsPrincipals(p) {
+	if !c.sim.knowsPrincipals(p) {
 		return fail("MalformedPolicyDocumentException", "Policy contains a statement with one or more invalid principals.")
 	}
 	if !bypassLockout && !p.lets(c.caller, "kms:PutKeyPolicy", k.arn) {
 		return fail("MalformedPolicyDocumentException", "The new key policy will not allow you to update the key policy in the future.")
 	}
+	k.policy = p.rewritten(k.region)
 	return nil
 }
 
@@ -246,11 +264,7 @@ func (c *call) putKeyPolicy(in *putKeyPolicyInput) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := c.checkPolicy(k, *in.Policy, deref(in.BypassPolicyLockoutSafetyCheck)); err != nil {
-		return nil, err
-	}
-	k.policy = *in.Policy
-	return nil, nil
+	return nil, c.setPolicy(k, *in.Policy, deref(in.BypassPolicyLockoutSafetyCheck))
 }
 
 // policyKey finds the key of a policy by name.
@@ -270,18 +284,12 @@ type getKeyPolicyInput struct {
 	PolicyName *string `len:"1,128" pattern:"^[\\w]+$"`
 }
 
-// getKeyPolicy returns the document with other white space than it was put
-// with, as AWS does.
 func (c *call) getKeyPolicy(in *getKeyPolicyInput) (any, error) {
 	k, err := c.policyKey(in.KeyId, in.PolicyName)
 	if err != nil {
 		return nil, err
 	}
-	var document bytes.Buffer
-	if err := json.Indent(&document, []byte(k.policy), "", "  "); err != nil {
-		return nil, err // cannot be: checkPolicy saw it
-	}
-	return fields{"Policy": document.String(), "PolicyName": policyName}, nil
+	return fields{"Policy": k.policy, "PolicyName": policyName}, nil
 }
 
 type listKeyPoliciesInput struct {

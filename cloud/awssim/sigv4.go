@@ -99,7 +99,7 @@ func (c *call) authenticate(r *http.Request, body []byte) error {
 	case isKey && token == "":
 		c.caller = identity{account: known.Account, arn: known.ARN, userID: userID("AIDA", known.ARN)}
 		secret = known.SecretAccessKey
-	case temporary == nil && len(c.sim.credentials) == 0:
+	case temporary == nil && len(c.sim.options.Credentials) == 0:
 		arn := "arn:" + partition(sig.region) + ":iam::" + DefaultAccount + ":user/awssim"
 		c.caller = identity{account: DefaultAccount, arn: arn, userID: userID("AIDA", arn)}
 	default:

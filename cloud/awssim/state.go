@@ -296,6 +296,9 @@ func (sk savedKey) restore(p place) (*key, error) {
 	if spec == nil || spec.usages[sk.Usage] == nil {
 		return nil, fmt.Errorf("no key of spec %s and usage %s", sk.Spec, sk.Usage)
 	}
+	if err := decodeStrictly([]byte(sk.Policy), new(policy)); err != nil {
+		return nil, fmt.Errorf("the policy of key %s: %w", sk.ID, err)
+	}
 	k := &key{
 		id: sk.ID, arn: p.arn("kms", "key/"+sk.ID), account: p.account, region: p.region, spec: spec, usage: sk.Usage,
 		origin: sk.Origin, description: sk.Description, policy: sk.Policy, multiRegion: sk.MultiRegion, primary: sk.Primary,

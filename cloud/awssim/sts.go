@@ -102,7 +102,7 @@ func (c *call) assumeRole(in *assumeRoleInput) (any, error) {
 		return nil, fail("ValidationError", "%s is invalid", arn)
 	}
 	role, known := c.sim.roles[arn]
-	if len(c.sim.roles) > 0 && (!known || role.ExternalID != "" && role.ExternalID != deref(in.ExternalId)) {
+	if c.sim.deleted[arn] || len(c.sim.options.Roles) > 0 && (!known || role.ExternalID != "" && role.ExternalID != deref(in.ExternalId)) {
 		return nil, fail("AccessDenied", c.denied(arn))
 	}
 	name := parts[5][strings.LastIndex(parts[5], "/")+1:]
