@@ -16,7 +16,7 @@ var mayImport = map[string]struct{ byokd, third []string }{
 	"byokd/config":           {byokd: []string{"byokd/schedule"}, third: []string{"github.com/pelletier/go-toml/"}},
 	"byokd/hsm":              {third: []string{"github.com/miekg/pkcs11"}},
 	"byokd/hsm/hsmtest":      {byokd: []string{"byokd/hsm"}, third: []string{"github.com/miekg/pkcs11"}},
-	"byokd/cloud":            {third: []string{"github.com/aws/aws-sdk-go-v2", "github.com/aws/smithy-go"}},
+	"byokd/cloud":            {third: []string{"github.com/aws/aws-sdk-go-v2", "github.com/aws/smithy-go", "github.com/hashicorp/awspolicyequivalence"}},
 	"byokd/systemd":          {},
 	"byokd/daemon/jobstore":  {third: []string{"modernc.org/sqlite"}},
 	"byokd/daemon/lifecycle": {},

@@ -32,6 +32,11 @@ type Engine struct {
 	// Announce tells whether events are wanted ([events] enabled). Default: yes.
 	Announce func() bool
 
+	// SamePolicy reports whether two key policies mean the same to AWS, which
+	// gives them back in another form than they were written in. Default: they
+	// are the same JSON.
+	SamePolicy func(a, b string) bool
+
 	// CreateLook is how long an unanswered CreateKey is looked for by its tags
 	// before another key is made. Default: 2 minutes, within which KMS's tags
 	// can be expected to be found.

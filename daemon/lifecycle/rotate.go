@@ -367,7 +367,7 @@ func (r *run) conform(ctx context.Context, g *Generation, key Key) error {
 		if err != nil {
 			return err
 		}
-		if !sameJSON(have, *r.def.Policy) {
+		if !r.samePolicy(have, *r.def.Policy) {
 			if err := r.kms.PutKeyPolicy(ctx, g.KeyID, *r.def.Policy); err != nil {
 				return err
 			}

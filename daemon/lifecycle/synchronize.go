@@ -170,7 +170,7 @@ func syncPolicy(ctx context.Context, r *run, s *Step) (Change, error) {
 		if err != nil {
 			return err
 		}
-		if !sameJSON(have, *r.def.Policy) {
+		if !r.samePolicy(have, *r.def.Policy) {
 			if err := intend(); err != nil {
 				return err
 			}
@@ -183,8 +183,11 @@ func syncPolicy(ctx context.Context, r *run, s *Step) (Change, error) {
 	})
 }
 
-// sameJSON reports whether two JSON documents mean the same.
-func sameJSON(a, b string) bool {
+// samePolicy reports whether two key policies mean the same.
+func (e *Engine) samePolicy(a, b string) bool {
+	if e.SamePolicy != nil {
+		return e.SamePolicy(a, b)
+	}
 	var x, y any
 	if json.Unmarshal([]byte(a), &x) != nil || json.Unmarshal([]byte(b), &y) != nil {
 		return a == b
