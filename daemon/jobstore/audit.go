@@ -15,6 +15,8 @@ type AuditEntry struct {
 	Actor  string // who or what asked
 	Action string // verb and object
 	Detail string // for a person; never a secret
+
+	Definition string // digest of the definition that was in force; "": of none
 }
 
 // insertAudit writes entries; group and jobID stand in where theirs are empty.
@@ -23,8 +25,8 @@ func (t *tx) insertAudit(group, jobID string, entries []AuditEntry) error {
 		if a.At.IsZero() {
 			a.At = t.now
 		}
-		_, err := t.exec(`INSERT INTO audit (at, grp, job_id, actor, action, detail) VALUES (?, ?, ?, ?, ?, ?)`,
-			millis(a.At), cmp.Or(a.Group, group), cmp.Or(a.JobID, jobID), a.Actor, a.Action, a.Detail)
+		_, err := t.exec(`INSERT INTO audit (at, grp, job_id, actor, action, detail, definition) VALUES (?, ?, ?, ?, ?, ?, ?)`,
+			millis(a.At), cmp.Or(a.Group, group), cmp.Or(a.JobID, jobID), a.Actor, a.Action, a.Detail, a.Definition)
 		if err != nil {
 			return fmt.Errorf("audit %q: %w", a.Action, err)
 		}
@@ -47,7 +49,7 @@ type AuditFilter struct {
 // Audit returns audit entries, newest first. Entries of a group that was
 // renamed stay under the name that it had.
 func (s *Store) Audit(ctx context.Context, f AuditFilter) ([]AuditEntry, error) {
-	query, args := `SELECT at, grp, job_id, actor, action, detail FROM audit WHERE true`, []any{}
+	query, args := `SELECT at, grp, job_id, actor, action, detail, definition FROM audit WHERE true`, []any{}
 	if f.Group != "" {
 		query, args = query+" AND grp = ?", append(args, f.Group)
 	}
@@ -56,7 +58,7 @@ func (s *Store) Audit(ctx context.Context, f AuditFilter) ([]AuditEntry, error) 
 	}
 	rows, err := s.r.QueryContext(ctx, query+` ORDER BY id DESC LIMIT ?`, append(args, limit(f.Limit))...)
 	entries, err := collect(rows, err, func(row scanner) (a AuditEntry, err error) {
-		err = row.Scan(scanTime(&a.At), &a.Group, &a.JobID, &a.Actor, &a.Action, &a.Detail)
+		err = row.Scan(scanTime(&a.At), &a.Group, &a.JobID, &a.Actor, &a.Action, &a.Detail, &a.Definition)
 		return a, err
 	})
 	if err != nil {

@@ -88,14 +88,17 @@ func (s *Store) setGroup(ctx context.Context, what, name, set string, args ...an
 
 // SetDefinition stores a group's last good definition with its digest and the
 // name of its HSM. The first one makes the group seen. It says nothing of
-// whether the file is there: see SetRemoved.
-func (s *Store) SetDefinition(ctx context.Context, name string, definition []byte, digest, hsm string) error {
+// whether the file is there: see SetRemoved. The audit entry is written with it.
+func (s *Store) SetDefinition(ctx context.Context, name string, definition []byte, digest, hsm string, audit ...AuditEntry) error {
 	err := s.write(ctx, func(t *tx) error {
 		_, err := t.exec(`INSERT INTO groups (name, definition, digest, hsm, first_seen) VALUES (?, ?, ?, ?, ?)
 			ON CONFLICT (name) DO UPDATE SET definition = excluded.definition, digest = excluded.digest, hsm = excluded.hsm,
 				first_seen = coalesce(groups.first_seen, excluded.first_seen)`,
 			name, text(definition), digest, hsm, millis(t.now))
-		return err
+		if err != nil {
+			return err
+		}
+		return t.insertAudit(name, "", audit)
 	})
 	if err != nil {
 		return fmt.Errorf("store the definition of group %s: %w", name, err)

@@ -568,9 +568,12 @@ func (s *Store) Job(ctx context.Context, id string) (job Job, err error) {
 // A JobFilter chooses jobs; empty fields choose all.
 type JobFilter struct {
 	Group string
-	State string
-	Limit int // 0: none
+	State string // one of the states, or Unfinished
+	Limit int    // 0: none
 }
+
+// Unfinished, in a JobFilter, chooses the jobs that have not ended.
+const Unfinished = "open"
 
 // Jobs returns jobs without their steps, newest first.
 func (s *Store) Jobs(ctx context.Context, f JobFilter) ([]Job, error) {
@@ -578,7 +581,11 @@ func (s *Store) Jobs(ctx context.Context, f JobFilter) ([]Job, error) {
 	if f.Group != "" {
 		query, args = query+" AND grp = ?", append(args, f.Group)
 	}
-	if f.State != "" {
+	switch f.State {
+	case "":
+	case Unfinished:
+		query += " AND state IN ('available', 'running', 'retryable')"
+	default:
 		query, args = query+" AND state = ?", append(args, f.State)
 	}
 	rows, err := s.r.QueryContext(ctx, query+` ORDER BY id DESC LIMIT ?`, append(args, limit(f.Limit))...)

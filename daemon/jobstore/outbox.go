@@ -28,7 +28,11 @@ const (
 	Pending = "pending" // to be sent
 	Sent    = "sent"    // accepted by EventBridge
 	Parked  = "parked"  // refused for good; the group's later ones go on
+	Local   = "local"   // for hooks alone: written while events were not to be sent
 )
+
+// EventStates are the states of an event.
+var EventStates = []string{Pending, Sent, Parked, Local}
 
 // An OutboxEvent is an Event with its fate.
 type OutboxEvent struct {
@@ -88,9 +92,13 @@ func (t *tx) insertEvent(e Event) error {
 	if e.OccurredAt.IsZero() {
 		e.OccurredAt = t.now
 	}
-	_, err = t.exec(`INSERT INTO outbox (event_id, grp, sequence, detail_type, detail, resources, occurred_at, job_id, region, account, credential)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-		e.ID, e.Group, sequence, e.DetailType, string(merged), jsonText(e.Resources), millis(e.OccurredAt), e.JobID, e.Region, e.Account, e.Credential)
+	state := Pending
+	if t.local {
+		state = Local
+	}
+	_, err = t.exec(`INSERT INTO outbox (event_id, grp, sequence, detail_type, detail, resources, occurred_at, job_id, region, account, credential, state)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		e.ID, e.Group, sequence, e.DetailType, string(merged), jsonText(e.Resources), millis(e.OccurredAt), e.JobID, e.Region, e.Account, e.Credential, state)
 	if err != nil {
 		return fmt.Errorf("event %s: %w", e.DetailType, err)
 	}

@@ -15,7 +15,7 @@ const keepLogins = 20
 
 // Prune removes what ended before the given time, and returns how many rows of
 // jobs, events and logins that were: finished jobs with their steps and
-// triggers, sent events, and all but the latest logins. Triggers of force
+// triggers, events that nobody is to be told of any more, and all but the latest logins. Triggers of force
 // values, generations and the audit trail stay for ever. It works in short
 // transactions, so that others can write in between.
 func (s *Store) Prune(ctx context.Context, before time.Time) (n int, err error) {
@@ -54,7 +54,8 @@ func (t *tx) pruneJobs(before time.Time) (int, error) {
 }
 
 func (t *tx) pruneEvents(before time.Time) (int, error) {
-	return t.exec(`DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE sent_at < ? LIMIT ?)`, millis(before), pruneChunk)
+	return t.exec(`DELETE FROM outbox WHERE id IN (SELECT o.id FROM outbox o WHERE (o.sent_at < ?1 OR o.state = 'local' AND o.occurred_at < ?1)
+		AND NOT EXISTS (SELECT 1 FROM hooks h WHERE `+hookEvents+`) LIMIT ?2)`, millis(before), pruneChunk)
 }
 
 func (t *tx) pruneLogins(before time.Time) (int, error) {

@@ -48,16 +48,21 @@ type Options struct {
 
 	// Now is the clock of what the store dates itself; nil: time.Now.
 	Now func() time.Time
+
+	// Local reports whether events that are written now are for hooks alone and
+	// never sent; nil: they are sent.
+	Local func() bool
 }
 
 // A Store is an open database.
 type Store struct {
-	path string
-	now  func() time.Time
-	lock *os.File // the directory, flock(2)ed; nil: read-only
-	w    *sql.DB  // one connection; nil: read-only
-	r    *sql.DB  // cannot write
-	ids  idSource
+	path  string
+	now   func() time.Time
+	local func() bool
+	lock  *os.File // the directory, flock(2)ed; nil: read-only
+	w     *sql.DB  // one connection; nil: read-only
+	r     *sql.DB  // cannot write
+	ids   idSource
 }
 
 // Create makes the database, with mode 0600 and an up-to-date schema, and
@@ -172,9 +177,12 @@ func Open(ctx context.Context, path string, o Options) (*Store, error) {
 }
 
 func open(ctx context.Context, path string, o Options, migrations fs.FS, lock bool) (_ *Store, err error) {
-	s := &Store{path: path, now: o.Now}
+	s := &Store{path: path, now: o.Now, local: o.Local}
 	if s.now == nil {
 		s.now = time.Now
+	}
+	if s.local == nil {
+		s.local = func() bool { return false }
 	}
 	defer func() {
 		if err != nil {
@@ -397,6 +405,7 @@ type tx struct {
 	ctx   context.Context
 	tx    *sql.Tx
 	now   time.Time
+	local bool // events are for hooks alone
 	ids   *idSource
 	stmts map[string]*sql.Stmt
 }
@@ -417,7 +426,7 @@ func (s *Store) write(ctx context.Context, f func(*tx) error) error {
 		return err
 	}
 	defer stx.Rollback()
-	if err := f(&tx{ctx: ctx, tx: stx, now: s.now(), ids: &s.ids, stmts: make(map[string]*sql.Stmt)}); err != nil {
+	if err := f(&tx{ctx: ctx, tx: stx, now: s.now(), local: s.local(), ids: &s.ids, stmts: make(map[string]*sql.Stmt)}); err != nil {
 		return err
 	}
 	return stx.Commit()

@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -283,7 +285,7 @@ func TestRelativePath(t *testing.T) {
 func TestPragmas(t *testing.T) {
 	s := open(t, create(t))
 	equal(t, "application_id", query[int](t, s, "PRAGMA application_id"), 0x62796f6b)
-	equal(t, "user_version", query[int](t, s, "PRAGMA user_version"), 1)
+	equal(t, "user_version", query[int](t, s, "PRAGMA user_version"), len(scripts(t)))
 
 	pragmas := []struct{ name, writer, reader string }{
 		{"journal_mode", "wal", "wal"},
@@ -340,7 +342,7 @@ func TestTablesAreStrict(t *testing.T) {
 		}
 		tables++
 	}
-	equal(t, "number of tables", tables, 8)
+	equal(t, "number of tables", tables, 9)
 }
 
 func TestMigrate(t *testing.T) {
@@ -349,29 +351,32 @@ func TestMigrate(t *testing.T) {
 	must(t, s.SetDefinition(t.Context(), "payments", []byte(`{"a":1}`), "d", "main"))
 	must(t, s.Close())
 
-	first, err := jobstore.Migrations.Open("migrations/0001_initial.sql")
-	must(t, err)
-	script, err := io.ReadAll(first)
-	must(t, err)
-	later := fstest.MapFS{
-		"migrations/0001_initial.sql": {Data: script},
-		"migrations/0002_colour.sql":  {Data: []byte(`ALTER TABLE groups ADD COLUMN colour TEXT NOT NULL DEFAULT 'red'; UPDATE groups SET colour = 'blue';`)},
-		"migrations/0003_broken.sql":  {Data: []byte(`ALTER TABLE groups ADD COLUMN taste TEXT; INSERT INTO nowhere VALUES (1);`)},
+	later := make(fstest.MapFS)
+	for _, name := range scripts(t) {
+		data, err := fs.ReadFile(jobstore.Migrations, name)
+		must(t, err)
+		later[name] = &fstest.MapFile{Data: data}
 	}
+	now := len(later)
+	broken := fmt.Sprintf("migrations/%04d_broken.sql", now+2)
+	later[fmt.Sprintf("migrations/%04d_colour.sql", now+1)] = &fstest.MapFile{
+		Data: []byte(`ALTER TABLE groups ADD COLUMN colour TEXT NOT NULL DEFAULT 'red'; UPDATE groups SET colour = 'blue';`)}
+	later[broken] = &fstest.MapFile{Data: []byte(`ALTER TABLE groups ADD COLUMN taste TEXT; INSERT INTO nowhere VALUES (1);`)}
+	var err error
 
 	// One that breaks leaves nothing of those before it.
 	if _, err := jobstore.OpenMigrations(t.Context(), path, later); err == nil {
 		t.Fatal("a broken migration went through")
 	}
 	s = open(t, path)
-	equal(t, "version", query[int](t, s, "PRAGMA user_version"), 1)
+	equal(t, "version", query[int](t, s, "PRAGMA user_version"), now)
 	must(t, s.Close())
 
-	delete(later, "migrations/0003_broken.sql")
+	delete(later, broken)
 	for range 2 { // the second time there is nothing to do
 		s, err = jobstore.OpenMigrations(t.Context(), path, later)
 		must(t, err)
-		equal(t, "version", query[int](t, s, "PRAGMA user_version"), 2)
+		equal(t, "version", query[int](t, s, "PRAGMA user_version"), now+1)
 		equal(t, "colour", query[string](t, s, "SELECT colour FROM groups WHERE name = 'payments'"), "blue")
 		must(t, s.Close())
 	}
@@ -395,12 +400,53 @@ func TestMigrate(t *testing.T) {
 	}
 }
 
+// scripts are the names of the migrations, in order.
+func scripts(t *testing.T) []string {
+	t.Helper()
+	names, err := fs.Glob(jobstore.Migrations, "migrations/*.sql")
+	must(t, err)
+	return names
+}
+
+// TestMigrateFirst: a database of the first schema keeps what it has.
+func TestMigrateFirst(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "byokd.db")
+	must(t, os.WriteFile(path, nil, 0o600))
+	first, err := fs.ReadFile(jobstore.Migrations, scripts(t)[0])
+	must(t, err)
+	db, err := sql.Open("sqlite", "file:"+path+"?_pragma=journal_mode(wal)")
+	must(t, err)
+	for _, statement := range []string{"PRAGMA application_id = 0x62796f6b", string(first), "PRAGMA user_version = 1",
+		`INSERT INTO groups (name, sequence) VALUES ('payments', 2)`,
+		`INSERT INTO outbox (id, event_id, grp, sequence, detail_type, detail, occurred_at, job_id, region, account, credential, state, sent_at)
+			VALUES (7, 'e1', 'payments', 1, 'KMS Alias Moved', '{}', 1000, 'j', 'r', 'a', 'c', 'sent', 2000)`,
+		`INSERT INTO outbox (id, event_id, grp, sequence, detail_type, detail, occurred_at, job_id, region, account, credential, next_attempt)
+			VALUES (9, 'e2', 'payments', 2, 'KMS Alias Moved', '{}', 1000, 'j', 'r', 'a', 'c', 3000)`,
+		`INSERT INTO audit (at, grp, job_id, actor, action, detail) VALUES (1000, 'payments', 'j', 'schedule', 'move alias', '')`} {
+		_, err := db.Exec(statement)
+		must(t, err)
+	}
+	must(t, db.Close())
+	s := open(t, path)
+	events, err := s.Events(t.Context(), jobstore.EventFilter{Group: "payments"})
+	must(t, err)
+	if len(events) != 2 || events[0].ID != "e2" || events[0].State != jobstore.Pending || events[1].State != jobstore.Sent {
+		t.Errorf("events %+v", events)
+	}
+	must(t, s.Emit(t.Context(), event("payments", "")))
+	equal(t, "ID of the next event", query[int](t, s, "SELECT max(id) FROM outbox"), 10)
+	trail, err := s.Audit(t.Context(), jobstore.AuditFilter{})
+	must(t, err)
+	equal(t, "audit rows", len(trail), 1)
+}
+
 func TestMigrateReadOnly(t *testing.T) {
 	path := create(t)
-	_, err := jobstore.OpenReadOnlyMigrations(t.Context(), path, fstest.MapFS{
-		"migrations/0001_initial.sql": {Data: nil},
-		"migrations/0002_more.sql":    {Data: []byte("CREATE TABLE more (x INTEGER) STRICT")},
-	})
+	later := make(fstest.MapFS)
+	for i := range len(scripts(t)) + 1 {
+		later[fmt.Sprintf("migrations/%04d_some.sql", i+1)] = new(fstest.MapFile)
+	}
+	_, err := jobstore.OpenReadOnlyMigrations(t.Context(), path, later)
 	if err == nil || !strings.Contains(err.Error(), "start byokd once") {
 		t.Errorf("error is %v", err)
 	}
