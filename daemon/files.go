@@ -122,7 +122,7 @@ func (d *Daemon) requested(ctx context.Context, r *request) (ask, error) {
 	case g.gone:
 		return ask{}, refuse("the file of group %q is gone", r.Group)
 	}
-	a := ask{group: g.def, trigger: triggerRequest, key: "request:" + r.UniqueKey, urgent: true, by: "request file"}
+	a := ask{group: g.def, trigger: triggerRequest, key: "request:" + r.UniqueKey, urgent: true, by: r.By}
 	switch r.Verb {
 	case "rotate":
 		a.kind = lifecycle.Rotate

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -304,7 +305,7 @@ func (d *Daemon) accept(ctx context.Context, g, last *config.Group, row jobstore
 		}
 	}
 	if isNew {
-		if err := d.setDefinition(ctx, g); err != nil {
+		if err := d.setDefinition(ctx, g, trigger); err != nil {
 			return err
 		}
 	}
@@ -356,7 +357,7 @@ func (d *Daemon) accept(ctx context.Context, g, last *config.Group, row jobstore
 	if !isNew && row.Digest != digest {
 		// Last of what depends on the definition before: all of it can be done
 		// again, and is, if byokd dies in between.
-		if err := d.setDefinition(ctx, g); err != nil {
+		if err := d.setDefinition(ctx, g, trigger); err != nil {
 			return err
 		}
 		row.Digest = digest
@@ -374,12 +375,14 @@ func (d *Daemon) accept(ctx context.Context, g, last *config.Group, row jobstore
 }
 
 // setDefinition stores a definition as the last good one.
-func (d *Daemon) setDefinition(ctx context.Context, g *config.Group) error {
+func (d *Daemon) setDefinition(ctx context.Context, g *config.Group, trigger string) error {
 	definition, err := g.MarshalDefinition()
 	if err != nil {
 		return err
 	}
-	return d.store.SetDefinition(ctx, g.Name, definition, g.Digest(), g.HSM)
+	digest := g.Digest()
+	return d.store.SetDefinition(ctx, g.Name, definition, digest, g.HSM, jobstore.AuditEntry{Actor: trigger,
+		Action: "take definition", Detail: g.AWS.Alias + " in " + g.AWS.Region, Definition: digest})
 }
 
 // missedBefore fires the tick of the old schedule that passed unseen before it
@@ -633,20 +636,20 @@ type ask struct {
 
 // enqueue makes a wish durable. It returns the job that it became or joined.
 func (d *Daemon) enqueue(ctx context.Context, a ask) (jobstore.Job, bool, error) {
-	by := a.by
-	if by == "" {
-		by = a.trigger
-	}
+	by := cmp.Or(a.by, a.trigger)
+	a.request.By = a.by
 	now := d.Now()
 	number := 0
 	if a.request.Generation != nil {
 		number = *a.request.Generation
 	}
+	def := d.definition(a.group)
 	row, joined, err := d.store.Enqueue(ctx, jobstore.NewJob{
 		Kind: string(a.kind), Group: a.group.Name, Generation: number, HSM: a.group.HSM, Trigger: a.trigger, UniqueKey: a.key,
-		Definition: mustJSON(d.definition(a.group)), Request: mustJSON(a.request), Urgent: a.urgent,
+		Definition: mustJSON(def), Request: mustJSON(a.request), Urgent: a.urgent,
 		DueAt: now, ScheduledAt: a.tick, Steps: lifecycle.Steps(a.kind),
-		Audit: []jobstore.AuditEntry{{At: now, Group: a.group.Name, Actor: by, Action: "ask for " + string(a.kind), Detail: "trigger " + a.trigger}},
+		Audit: []jobstore.AuditEntry{{At: now, Group: a.group.Name, Actor: by, Action: "ask for " + string(a.kind),
+			Detail: "trigger " + a.trigger, Definition: def.Digest}},
 	})
 	if err != nil {
 		d.storeFailed("store a job", err)

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"byokd/config"
+	"byokd/daemon/control"
 
 	"golang.org/x/sys/unix"
 )
@@ -46,6 +47,7 @@ type request struct {
 	Group     string
 	UniqueKey string // of its job: the same when the request is met again after a crash
 	Body      config.Request
+	By        string // who owns the file, for the audit trail
 	path      string // its name in .taken
 }
 
@@ -188,7 +190,8 @@ func (q *requests) reject(r *request, reason string) error {
 func (q *requests) read(d *requestDirs, name string) (*request, error) {
 	parts := requestTakenName.FindStringSubmatch(name)
 	r := &request{UniqueKey: parts[1], Verb: parts[2], Group: parts[3], path: name}
-	body, reason, err := requestBody(d.taken, name)
+	body, owner, reason, err := requestBody(d.taken, name)
+	r.By = "request file of " + control.UserName(owner)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
@@ -208,36 +211,36 @@ func (q *requests) read(d *requestDirs, name string) (*request, error) {
 	return r, nil
 }
 
-// requestBody reads a taken file, or says why it is no request.
-func requestBody(taken *os.File, name string) (body []byte, reason string, err error) {
-	fail := func(op string, err error) ([]byte, string, error) {
-		return nil, "", &fs.PathError{Op: op, Path: filepath.Join(taken.Name(), name), Err: err}
+// requestBody reads a taken file and who owns it, or says why it is no request.
+func requestBody(taken *os.File, name string) (body []byte, owner uint32, reason string, err error) {
+	fail := func(op string, err error) ([]byte, uint32, string, error) {
+		return nil, 0, "", &fs.PathError{Op: op, Path: filepath.Join(taken.Name(), name), Err: err}
 	}
 	var stat unix.Stat_t
 	if err := unix.Fstatat(int(taken.Fd()), name, &stat, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return fail("stat", err)
 	}
 	if reason := requestFault(&stat); reason != "" {
-		return nil, reason, nil
+		return nil, stat.Uid, reason, nil
 	}
 	if stat.Size == 0 {
-		return nil, "", nil // it may be one that byokd is not allowed to read
+		return nil, stat.Uid, "", nil // it may be one that byokd is not allowed to read
 	}
 	fd, err := unix.Openat(int(taken.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.EACCES) {
-		return nil, "byokd may not read it: make it readable for its group before it is renamed in", nil
+		return nil, stat.Uid, "byokd may not read it: make it readable for its group before it is renamed in", nil
 	} else if err != nil {
 		return fail("open", err)
 	}
 	file := os.NewFile(uintptr(fd), filepath.Join(taken.Name(), name))
 	defer file.Close()
 	if body, err = io.ReadAll(io.LimitReader(file, requestMaxSize+1)); err != nil {
-		return nil, "", err
+		return nil, stat.Uid, "", err
 	}
 	if len(body) > requestMaxSize {
-		return nil, requestTooLarge, nil // whoever has it open went on writing
+		return nil, stat.Uid, requestTooLarge, nil // whoever has it open went on writing
 	}
-	return body, "", nil
+	return body, stat.Uid, "", nil
 }
 
 const requestTooLarge = "it is larger than 4 KiB"

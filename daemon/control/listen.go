@@ -119,8 +119,13 @@ func requester(ctx context.Context) string {
 	if !ok {
 		return "unknown"
 	}
-	by := fmt.Sprintf("uid %d", cred.Uid)
-	if u, err := user.LookupId(strconv.FormatUint(uint64(cred.Uid), 10)); err == nil {
+	return UserName(cred.Uid)
+}
+
+// UserName names a user for the audit trail, as in "uid 1000 (alice)".
+func UserName(uid uint32) string {
+	by := fmt.Sprintf("uid %d", uid)
+	if u, err := user.LookupId(strconv.FormatUint(uint64(uid), 10)); err == nil {
 		by += " (" + u.Username + ")"
 	}
 	return by

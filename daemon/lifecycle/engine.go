@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -356,8 +357,8 @@ func (e *Engine) sleep(ctx context.Context, d time.Duration) error {
 
 // audit is an audit entry of this job.
 func (r *run) audit(action, format string, args ...any) AuditEntry {
-	return AuditEntry{At: r.now(), Group: r.job.Group, JobID: r.job.ID, Actor: r.job.Trigger,
-		Action: action, Detail: fmt.Sprintf(format, args...)}
+	return AuditEntry{At: r.now(), Group: r.job.Group, JobID: r.job.ID, Actor: cmp.Or(r.job.Request.By, r.job.Trigger),
+		Action: action, Detail: fmt.Sprintf(format, args...), Definition: r.def.Digest}
 }
 
 // names reports whether a definition's reference to a KMS key, an ID or an ARN,

@@ -58,6 +58,7 @@ type Definition struct {
 // generation. The zero value is the automatic one.
 type Request struct {
 	Asked          bool   `json:"asked"`      // a person or a request file asked; false: automatic
+	By             string `json:"by"`         // who asked, for the audit trail; "": the job's trigger
 	Generation     *int   `json:"generation"` // nil: not named
 	KeyID          string `json:"key_id"`     // "": not named
 	ImportMaterial bool   `json:"import_material"`
@@ -198,6 +199,8 @@ type AuditEntry struct {
 	Actor  string // who or what asked: the job's trigger, or a user name
 	Action string // verb and object, e.g. "move alias"
 	Detail string // for a person; never a secret
+
+	Definition string // digest of the definition that was in force; "": of none
 }
 
 // A NewJob is a job that a Change brings forth.

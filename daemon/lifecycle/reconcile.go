@@ -124,7 +124,8 @@ func (rec *reconciliation) add(g Generation, key Key) {
 }
 
 func (rec *reconciliation) note(action, format string, args ...any) {
-	rec.audit = append(rec.audit, AuditEntry{At: rec.now(), Group: rec.def.Group, Actor: "reconcile", Action: action, Detail: fmt.Sprintf(format, args...)})
+	rec.audit = append(rec.audit, AuditEntry{At: rec.now(), Group: rec.def.Group, Actor: "reconcile", Action: action,
+		Detail: fmt.Sprintf(format, args...), Definition: rec.def.Digest})
 }
 
 // names are the group's name and the one that it had before.
