@@ -374,6 +374,94 @@ func scenarios() []scenario {
 				"KMS Key Synchronized generation=2 previous=null actions=[material] disabled=<nil>"),
 		},
 		{
+			name: "synchronize, ahead of expiry",
+			setup: func(w *world) {
+				w.rotate(expiring)
+				w.rotate(expiring)
+				w.advance(80 * 24 * time.Hour)
+				enqueue(w, lifecycle.Synchronize, expiring, lifecycle.Request{ExpiringBefore: w.now.Add(20 * 24 * time.Hour)})
+			},
+			act: drain,
+			expect: func(t *testing.T, w *world) {
+				events(first, second,
+					"KMS Key Synchronized generation=1 previous=null actions=[material] disabled=<nil>",
+					"KMS Key Synchronized generation=2 previous=null actions=[material] disabled=<nil>")(t, w)
+				for n := 1; n <= 2; n++ {
+					if left := w.generation(n).ValidTo.Sub(w.now); left < 89*24*time.Hour {
+						t.Errorf("generation %d is valid for %s", n, left)
+					}
+				}
+			},
+		},
+		{
+			name: "synchronize, expired meanwhile",
+			setup: func(w *world) {
+				w.rotate(expiring)
+				w.rotate(expiring)
+				w.advance(91 * 24 * time.Hour)
+				if got := w.kms.look(w.generation(2).KeyID).State; got != "PendingImport" {
+					w.t.Fatalf("the key is %s", got)
+				}
+				enqueue(w, lifecycle.Synchronize, expiring, lifecycle.Request{ExpiringBefore: w.now})
+			},
+			act: drain,
+			expect: func(t *testing.T, w *world) {
+				events(first, second,
+					"KMS Key Synchronized generation=1 previous=null actions=[material] disabled=<nil>",
+					"KMS Key Synchronized generation=2 previous=null actions=[material] disabled=<nil>")(t, w)
+				for n := 1; n <= 2; n++ {
+					if k := w.keyOf(n); k.State != "Enabled" || k.MaterialID != w.generation(n).MaterialID {
+						t.Errorf("the key of generation %d is %s with material %s", n, k.State, k.MaterialID)
+					}
+				}
+			},
+		},
+		{
+			name: "synchronize, repair",
+			setup: func(w *world) {
+				both := expiring
+				both.DisablePrevious = true
+				for range 3 {
+					w.rotate(both)
+					w.drain()
+				}
+				w.keyOf(1).State = "Enabled"                           // each by a person
+				w.keyOf(2).forget()                                    //
+				w.keyOf(3).ValidTo = w.now.Add(3 * time.Hour).UTC()    //
+				w.keyOf(3).policy, w.keyOf(3).tags["team"] = "{}", "x" //
+				enqueue(w, lifecycle.Synchronize, both, lifecycle.Request{Repair: true})
+			},
+			act: drain,
+			expect: func(t *testing.T, w *world) {
+				got := w.picture().Events
+				diff(t, "events", []string{
+					"KMS Key Synchronized generation=1 previous=null actions=[state] disabled=<nil>",
+					"KMS Key Synchronized generation=3 previous=null actions=[policy material tags] disabled=<nil>"}, got[len(got)-2:])
+				for n, want := range map[int]string{1: "Disabled", 2: "PendingImport", 3: "Enabled"} {
+					if got := w.keyOf(n).State; got != want {
+						t.Errorf("the key of generation %d is %s", n, got)
+					}
+				}
+				if left := w.keyOf(3).ValidTo.Sub(w.now); left < 80*24*time.Hour {
+					t.Errorf("the active key is valid for %s", left)
+				}
+			},
+		},
+		{
+			name: "synchronize, repair of material that somebody deleted",
+			setup: func(w *world) {
+				w.rotate(definition())
+				w.rotate(definition())
+				w.keyOf(1).forget()
+				w.keyOf(2).forget()
+				enqueue(w, lifecycle.Synchronize, definition(), lifecycle.Request{Repair: true})
+			},
+			act: drain,
+			expect: events(first, second,
+				"KMS Key Synchronized generation=1 previous=null actions=[material] disabled=<nil>",
+				"KMS Key Synchronized generation=2 previous=null actions=[material] disabled=<nil>"),
+		},
+		{
 			name: "synchronize, asked, disabled generation",
 			setup: func(w *world) {
 				w.rotate(expiring)
@@ -400,6 +488,22 @@ func scenarios() []scenario {
 			expect: events(first, second,
 				"KMS Key Material Deleted generation=1 previous=null actions=<nil> disabled=<nil>",
 				"KMS Key Synchronized generation=1 previous=null actions=[material] disabled=<nil>"),
+		},
+		{
+			name: "synchronize, delete material of a disabled key and bring it back",
+			setup: func(w *world) {
+				w.rotate(definition())
+				w.rotate(definition())
+				w.keyOf(1).State = "Disabled" // by a person
+				enqueue(w, lifecycle.Synchronize, definition(), lifecycle.Request{Asked: true, Generation: ptr(1), DeleteMaterial: true})
+				enqueue(w, lifecycle.Synchronize, definition(), lifecycle.Request{Asked: true, Generation: ptr(1), ImportMaterial: true})
+			},
+			act: drain,
+			expect: func(t *testing.T, w *world) {
+				if got := w.keyOf(1).State; got != "Disabled" {
+					t.Errorf("the key is %s", got)
+				}
+			},
 		},
 		{
 			name: "synchronize, asked for material that was deleted",

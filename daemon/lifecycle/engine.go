@@ -110,6 +110,7 @@ func steps(kind Kind) []step {
 			{"tags", syncTags},
 			{"description", syncDescription},
 			{"material", syncMaterial},
+			{"state", syncState},
 			{"alias", syncAlias}, // records announce as well
 			{"announce", announced},
 		}

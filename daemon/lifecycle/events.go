@@ -15,6 +15,8 @@ const (
 	RotationFailed  = "BYOK Rotation Failed"
 	RotationOverdue = "BYOK Rotation Overdue"
 	GroupInvalid    = "BYOK Group Invalid"
+	KeyExpiring     = "BYOK Key Expiring"
+	DriftDetected   = "BYOK Drift Detected"
 )
 
 // eventSchema is the version of the common part of every event's detail.

@@ -65,6 +65,12 @@ type Request struct {
 	UpdatePolicy   bool   `json:"update_policy"`
 	DeleteMaterial bool   `json:"delete_material"`
 
+	// Automatic ones: what drift is repaired of, beside what every automatic one
+	// does, and the time before which material expires that is imported again;
+	// zero: none for that reason.
+	Repair         bool      `json:"repair"`
+	ExpiringBefore time.Time `json:"expiring_before,omitzero"`
+
 	// Retire jobs: what is done. "disable": the generation's key is disabled.
 	// "double": the deletion of the KMS key KeyID is scheduled, which an
 	// unanswered CreateKey made beside the generation's own.

@@ -308,7 +308,7 @@ func syncMaterial(ctx context.Context, r *run, s *Step) (Change, error) {
 			return err
 		}
 		if !g.DisabledAt.IsZero() || slices.Contains(s.changed().WasDisabled, g.Number) {
-			return r.kms.DisableKey(ctx, g.KeyID)
+			return r.disableKey(ctx, g.KeyID)
 		}
 		return nil
 	})
@@ -348,12 +348,62 @@ func (r *run) notImported(g Generation, key Key, done changed) string {
 		return "its material was deleted on request"
 	case !g.DisabledAt.IsZero():
 		return "byokd disabled it, and an import may enable it"
+	case !g.ValidTo.IsZero() && g.ValidTo.Before(r.job.Request.ExpiringBefore):
+		return ""
 	case g.Stage == Previous && !g.ValidTo.IsZero() && !r.kms.Now().Before(g.ValidTo):
 		return "its material has expired"
-	case !missing && !r.validityChanged(g):
+	case !missing && !r.validityChanged(g) && !(r.job.Request.Repair && otherValidity(g, key)):
 		return "its material is present"
 	}
 	return ""
+}
+
+// otherValidity reports whether KMS has another ValidTo for material that is
+// present than the journal.
+func otherValidity(g Generation, key Key) bool {
+	return key.ValidTo.Sub(g.ValidTo).Abs() >= time.Second
+}
+
+// disableKey disables a key and returns when it reads back so.
+func (r *run) disableKey(ctx context.Context, keyID string) error {
+	if err := r.kms.DisableKey(ctx, keyID); err != nil {
+		return err
+	}
+	return r.poll(ctx, "disable "+keyID, func() (bool, error) {
+		key, err := r.kms.DescribeKey(ctx, keyID)
+		return err == nil && key.State == "Disabled", err
+	})
+}
+
+// syncState disables the keys again that byokd had disabled and somebody has
+// enabled. It enables none: to disable a key is what a person does in an
+// emergency, and byokd does not fight that.
+func syncState(ctx context.Context, r *run, s *Step) (Change, error) {
+	if !r.job.Request.Repair {
+		return r.skip(s, "for the repair of drift only")
+	}
+	var left []string
+	err := r.each(ctx, s, "disable KMS key", func(ctx context.Context, g *Generation, key Key, intend func() error) error {
+		if g.DisabledAt.IsZero() || key.State != "Enabled" {
+			return nil
+		}
+		pointing, err := r.aliasesOf(ctx, g.KeyID)
+		if err != nil {
+			return err
+		}
+		if len(pointing) > 0 {
+			left = append(left, fmt.Sprintf("generation %d: %s points at its KMS key, which stays enabled", g.Number, strings.Join(pointing, ", ")))
+			return nil
+		}
+		if err := intend(); err != nil {
+			return err
+		}
+		return r.disableKey(ctx, g.KeyID)
+	})
+	if err == nil && len(left) > 0 {
+		s.Message += "; " + strings.Join(left, "; ")
+	}
+	return Change{}, err
 }
 
 // validityChanged reports whether the generation's material would get another
@@ -390,6 +440,19 @@ func deleteMaterial(ctx context.Context, r *run, s *Step) (Change, error) {
 		return Change{}, &Fault{Class: Permanent, Err: fmt.Errorf("KMS key %s is scheduled for deletion", g.KeyID)}
 	}
 	if key.State != "PendingImport" {
+		loss, err := r.loss(ctx, g)
+		if err != nil {
+			return Change{}, err
+		}
+		intent := changed{Generations: []int{g.Number}}
+		if key.State == "Disabled" { // which it no longer is without material
+			intent.WasDisabled = intent.Generations
+		}
+		s.Data, s.Message = mustJSON(intent), "deleting "+loss
+		if err := r.record(ctx, Change{Steps: []Step{*s}}); err != nil {
+			return Change{}, err
+		}
+		r.log.Warn("key material is deleted, as was asked", "generation", g.Number, "key_id", g.KeyID, "effect", loss)
 		if err := r.kms.DeleteKeyMaterial(ctx, g.KeyID); err != nil {
 			return Change{}, err
 		}
@@ -401,11 +464,35 @@ func deleteMaterial(ctx context.Context, r *run, s *Step) (Change, error) {
 		}
 	}
 	g.MaterialDeletedAt, g.ValidTo = r.now(), time.Time{}
+	if len(s.changed().WasDisabled) > 0 && g.DisabledAt.IsZero() {
+		g.DisabledAt = r.now() // by a person: material that comes back does not enable it
+	}
 	c := Change{Generations: []Generation{g}, Audit: []AuditEntry{r.audit("delete key material", "generation %d, KMS key %s", g.Number, g.KeyARN)}}
 	r.emit(&c, MaterialDeleted, g.Account, resources(g.KeyARN), map[string]any{"key_id": g.KeyID, "generation": g.Number})
 	s.Data = mustJSON(changed{Generations: []int{g.Number}})
-	s.Message = fmt.Sprintf("deleted the material of generation %d: nothing encrypted under KMS key %s can be decrypted until it is imported again", g.Number, g.KeyID)
+	s.Message = fmt.Sprintf("deleted the material of generation %d: nothing encrypted under KMS key %s can be decrypted until byokctl sync %s --generation %d brings it back",
+		g.Number, g.KeyID, r.job.Group, g.Number)
 	return c, nil
+}
+
+// loss says what stops working when a generation's material is deleted.
+func (r *run) loss(ctx context.Context, g Generation) (string, error) {
+	loss := fmt.Sprintf("the material of generation %d: from then on nothing that was encrypted under KMS key %s can be decrypted, by anybody", g.Number, g.KeyID)
+	pointing, err := r.aliasesOf(ctx, g.KeyID)
+	if err != nil {
+		return "", err
+	}
+	if len(pointing) > 0 {
+		loss += fmt.Sprintf(", and nothing can be encrypted or decrypted through %s", strings.Join(pointing, ", "))
+	}
+	last, known, err := lastUsage(ctx, r.kms, g.KeyID)
+	if err != nil {
+		return "", err
+	}
+	if known {
+		loss += "; it was last used at " + last.UTC().Format(time.RFC3339)
+	}
+	return loss, nil
 }
 
 // syncAlias creates the alias at the active key where there is none, and tells
@@ -468,7 +555,7 @@ func (r *run) aliasCreated(c *Change, s *Step, active Generation) {
 // that was asked for also when nothing had to be changed.
 func (r *run) emitSynchronized(c *Change, alias *Step) {
 	actions := make(map[int][]string)
-	for _, part := range []string{"policy", "material", "description", "tags", "alias"} {
+	for _, part := range []string{"policy", "material", "state", "description", "tags", "alias"} {
 		s := r.step(part)
 		if part == alias.Name {
 			s = alias
