@@ -68,7 +68,7 @@ func TestAgainstSimulator(t *testing.T) {
 		check("public key", err)
 		wrapped, err := rsa.EncryptOAEP(sha256.New(), rand.Reader, public.(*rsa.PublicKey), material, nil)
 		check("wrap", err)
-		return k.ImportKeyMaterial(ctx, key.ID, p.Token, wrapped, validTo)
+		return k.ImportKeyMaterial(ctx, key.ID, p.Token, wrapped, cloud.Import{ValidTo: validTo})
 	}
 	validTo := k.Now().Add(90 * 24 * time.Hour)
 	materialID, err := doImport(material, validTo)
@@ -86,7 +86,7 @@ func TestAgainstSimulator(t *testing.T) {
 	if again != materialID {
 		t.Errorf("the same material is now %s", again)
 	}
-	if _, err := k.ImportKeyMaterial(ctx, key.ID, []byte("no token"), []byte("x"), time.Time{}); !errors.Is(err, cloud.ErrImportToken) {
+	if _, err := k.ImportKeyMaterial(ctx, key.ID, []byte("no token"), []byte("x"), cloud.Import{}); !errors.Is(err, cloud.ErrImportToken) {
 		t.Errorf("a wrong token: %v", err)
 	}
 
@@ -136,7 +136,7 @@ func TestAgainstSimulator(t *testing.T) {
 		t.Errorf("encrypt while disabled: %v", err)
 	}
 	check("enable", k.EnableKey(ctx, key.ID))
-	check("delete material", k.DeleteKeyMaterial(ctx, key.ID))
+	check("delete material", k.DeleteKeyMaterial(ctx, key.ID, ""))
 	if described, err = k.DescribeKey(ctx, "alias/payments"); err != nil || described.State != "PendingImport" || described.Description != "other" {
 		t.Errorf("described %+v, %v", described, err)
 	}

@@ -48,6 +48,8 @@ var (
 	// ErrState: the state of the KMS key does not allow the operation, or
 	// not yet.
 	ErrState = errors.New("key state does not allow it")
+	// ErrLimit: a quota of resources is used up, or a key's rotations.
+	ErrLimit = errors.New("limit reached")
 	// ErrPolicy: KMS does not take the key policy.
 	ErrPolicy = errors.New("key policy not accepted")
 	// ErrCredentials: there are no credentials, or AWS does not accept them.
@@ -224,7 +226,7 @@ var verdicts = map[string]verdict{
 	"IncorrectKeyMaterialException":    {Permanent, "", ErrIncorrectMaterial},
 	"MalformedPolicyDocumentException": wrongPolicy,
 
-	"LimitExceededException":    fixConfig,
+	"LimitExceededException":    {Operator, waitConfig, ErrLimit},
 	"TagException":              fixConfig,
 	"InvalidAliasNameException": fixConfig,
 	"InvalidAccountIdException": fixConfig,

@@ -261,22 +261,41 @@ func checkWrappingKey(der []byte, spec string) error {
 	return nil
 }
 
+// An Import says which material ImportKeyMaterial imports, and how.
+type Import struct {
+	// New imports material that the key does not have yet. Beside other material
+	// it waits for RotateKeyOnDemand; KMS takes it only while all of the key's
+	// material is there and no other waits (ErrState). Else the key's first
+	// material is taken as new, and any later one only if the key had it before
+	// (ErrIncorrectMaterial).
+	New bool
+
+	MaterialID  string    // that the material must have; "": not known; not with New
+	Description string    // kept by KMS with the material; "": unchanged
+	ValidTo     time.Time // cut to whole seconds; zero: it does not expire
+}
+
 // ImportKeyMaterial imports material wrapped under the key of the token and
-// returns its ID. A validTo of zero means that it does not expire, else it is
-// cut to whole seconds.
-//
-// ImportType is left out: KMS then takes the first material as new, and any
-// later one only if it is the material that the key had (ErrIncorrectMaterial).
-func (k *KMS) ImportKeyMaterial(ctx context.Context, keyID string, token, wrapped []byte, validTo time.Time) (materialID string, err error) {
+// returns its ID.
+func (k *KMS) ImportKeyMaterial(ctx context.Context, keyID string, token, wrapped []byte, i Import) (materialID string, err error) {
 	in := &kms.ImportKeyMaterialInput{
 		KeyId:                &keyID,
 		ImportToken:          token,
 		EncryptedKeyMaterial: wrapped,
 		ExpirationModel:      types.ExpirationModelTypeKeyMaterialDoesNotExpire,
 	}
-	if !validTo.IsZero() {
+	if i.New {
+		in.ImportType = types.ImportTypeNewKeyMaterial
+	}
+	if i.MaterialID != "" {
+		in.KeyMaterialId = &i.MaterialID
+	}
+	if i.Description != "" {
+		in.KeyMaterialDescription = &i.Description
+	}
+	if !i.ValidTo.IsZero() {
 		in.ExpirationModel = types.ExpirationModelTypeKeyMaterialExpires
-		in.ValidTo = aws.Time(validTo.Truncate(time.Second))
+		in.ValidTo = aws.Time(i.ValidTo.Truncate(time.Second))
 	}
 	out, err := send(ctx, k.session, changes("ImportKeyMaterial", keyID), func(ctx context.Context) (*kms.ImportKeyMaterialOutput, error) {
 		return k.client.ImportKeyMaterial(ctx, in)
@@ -287,12 +306,77 @@ func (k *KMS) ImportKeyMaterial(ctx context.Context, keyID string, token, wrappe
 	return aws.ToString(out.KeyMaterialId), nil
 }
 
-// DeleteKeyMaterial deletes the current material; nil where there is none.
-func (k *KMS) DeleteKeyMaterial(ctx context.Context, keyID string) error {
+// DeleteKeyMaterial deletes a material of a key, "" the current one; nil where
+// it is deleted already.
+func (k *KMS) DeleteKeyMaterial(ctx context.Context, keyID, materialID string) error {
+	in := &kms.DeleteImportedKeyMaterialInput{KeyId: &keyID}
+	if materialID != "" {
+		in.KeyMaterialId = &materialID
+	}
 	_, err := send(ctx, k.session, changes("DeleteImportedKeyMaterial", keyID), func(ctx context.Context) (*kms.DeleteImportedKeyMaterialOutput, error) {
-		return k.client.DeleteImportedKeyMaterial(ctx, &kms.DeleteImportedKeyMaterialInput{KeyId: &keyID})
+		return k.client.DeleteImportedKeyMaterial(ctx, in)
 	})
 	return err
+}
+
+// A Material is one of the materials of a key.
+type Material struct {
+	ID          string // 64 hex digits
+	Description string
+	State       string    // CURRENT, NON_CURRENT, PENDING_ROTATION, …
+	Imported    bool      // false: deleted, expired, or not imported yet
+	ValidTo     time.Time // zero: does not expire, or not imported
+	RotatedAt   time.Time // when it became current; zero: the first, or pending
+	OnDemand    bool      // it became so by RotateKeyOnDemand
+}
+
+// KeyMaterials returns all materials of a symmetric key, the pending one included.
+func (k *KMS) KeyMaterials(ctx context.Context, keyID string) ([]Material, error) {
+	var materials []Material
+	pages := kms.NewListKeyRotationsPaginator(k.client, &kms.ListKeyRotationsInput{KeyId: &keyID,
+		IncludeKeyMaterial: types.IncludeKeyMaterialAllKeyMaterial})
+	for pages.HasMorePages() {
+		out, err := send(ctx, k.session, reads("ListKeyRotations", keyID), func(ctx context.Context) (*kms.ListKeyRotationsOutput, error) {
+			return pages.NextPage(ctx)
+		})
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range out.Rotations {
+			materials = append(materials, Material{
+				ID:          aws.ToString(m.KeyMaterialId),
+				Description: aws.ToString(m.KeyMaterialDescription),
+				State:       string(m.KeyMaterialState),
+				Imported:    m.ImportState == types.ImportStateImported,
+				ValidTo:     aws.ToTime(m.ValidTo),
+				RotatedAt:   aws.ToTime(m.RotationDate),
+				OnDemand:    m.RotationType == types.RotationTypeOnDemand,
+			})
+		}
+	}
+	return materials, nil
+}
+
+// RotateKeyOnDemand makes the pending material the current one, some time after
+// the answer. ErrState where none is pending; ErrLimit where the key's rotations
+// are used up.
+func (k *KMS) RotateKeyOnDemand(ctx context.Context, keyID string) error {
+	_, err := send(ctx, k.session, changes("RotateKeyOnDemand", keyID), func(ctx context.Context) (*kms.RotateKeyOnDemandOutput, error) {
+		return k.client.RotateKeyOnDemand(ctx, &kms.RotateKeyOnDemandInput{KeyId: &keyID})
+	})
+	return err
+}
+
+// RotationStarted returns since when a rotation on demand is running; zero: none
+// is.
+func (k *KMS) RotationStarted(ctx context.Context, keyID string) (time.Time, error) {
+	out, err := send(ctx, k.session, reads("GetKeyRotationStatus", keyID), func(ctx context.Context) (*kms.GetKeyRotationStatusOutput, error) {
+		return k.client.GetKeyRotationStatus(ctx, &kms.GetKeyRotationStatusInput{KeyId: &keyID})
+	})
+	if err != nil {
+		return time.Time{}, err
+	}
+	return aws.ToTime(out.OnDemandRotationStartDate), nil
 }
 
 // policyName is the only name that KMS knows for a key policy.

@@ -48,20 +48,20 @@ func TestRequests(t *testing.T) {
 			return err
 		}, "DescribeKey", map[string]any{"KeyId": "alias/payments"}},
 		"import": {func(ctx context.Context, k *cloud.KMS) error {
-			_, err := k.ImportKeyMaterial(ctx, keyID, []byte("token"), []byte("wrapped"), time.Time{})
+			_, err := k.ImportKeyMaterial(ctx, keyID, []byte("token"), []byte("wrapped"), cloud.Import{})
 			return err
 		}, "ImportKeyMaterial", map[string]any{
 			"KeyId": keyID, "ImportToken": blob([]byte("token")), "EncryptedKeyMaterial": blob([]byte("wrapped")),
 			"ExpirationModel": "KEY_MATERIAL_DOES_NOT_EXPIRE",
 		}},
 		"import, expires": {func(ctx context.Context, k *cloud.KMS) error {
-			_, err := k.ImportKeyMaterial(ctx, keyID, []byte("token"), []byte("wrapped"), validTo)
+			_, err := k.ImportKeyMaterial(ctx, keyID, []byte("token"), []byte("wrapped"), cloud.Import{ValidTo: validTo})
 			return err
 		}, "ImportKeyMaterial", map[string]any{
 			"KeyId": keyID, "ImportToken": blob([]byte("token")), "EncryptedKeyMaterial": blob([]byte("wrapped")),
 			"ExpirationModel": "KEY_MATERIAL_EXPIRES", "ValidTo": 1798859045.0,
 		}},
-		"delete material": {func(ctx context.Context, k *cloud.KMS) error { return k.DeleteKeyMaterial(ctx, keyID) },
+		"delete material": {func(ctx context.Context, k *cloud.KMS) error { return k.DeleteKeyMaterial(ctx, keyID, "") },
 			"DeleteImportedKeyMaterial", map[string]any{"KeyId": keyID}},
 		"get policy": {func(ctx context.Context, k *cloud.KMS) error { _, err := k.KeyPolicy(ctx, keyID); return err },
 			"GetKeyPolicy", map[string]any{"KeyId": keyID, "PolicyName": "default"}},

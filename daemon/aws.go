@@ -77,6 +77,7 @@ func awsFault(err error) error {
 		cloud.ErrIncorrectMaterial: lifecycle.ErrIncorrectMaterial,
 		cloud.ErrDenied:            lifecycle.ErrDenied,
 		cloud.ErrState:             lifecycle.ErrState,
+		cloud.ErrLimit:             lifecycle.ErrLimit,
 	} {
 		if errors.Is(err, from) {
 			f.Err = named{error: err, name: to}
@@ -127,13 +128,31 @@ func (e engineKMS) ParametersForImport(ctx context.Context, keyID, algorithm str
 	return lifecycle.ImportParameters(p), awsFault(err)
 }
 
-func (e engineKMS) ImportKeyMaterial(ctx context.Context, keyID string, token, wrapped []byte, validTo time.Time) (string, error) {
-	id, err := e.k.ImportKeyMaterial(ctx, keyID, token, wrapped, validTo)
+func (e engineKMS) ImportKeyMaterial(ctx context.Context, keyID string, token, wrapped []byte, i lifecycle.Import) (string, error) {
+	id, err := e.k.ImportKeyMaterial(ctx, keyID, token, wrapped, cloud.Import(i))
 	return id, awsFault(err)
 }
 
-func (e engineKMS) DeleteKeyMaterial(ctx context.Context, keyID string) error {
-	return awsFault(e.k.DeleteKeyMaterial(ctx, keyID))
+func (e engineKMS) DeleteKeyMaterial(ctx context.Context, keyID, materialID string) error {
+	return awsFault(e.k.DeleteKeyMaterial(ctx, keyID, materialID))
+}
+
+func (e engineKMS) KeyMaterials(ctx context.Context, keyID string) ([]lifecycle.Material, error) {
+	found, err := e.k.KeyMaterials(ctx, keyID)
+	materials := make([]lifecycle.Material, len(found))
+	for i, m := range found {
+		materials[i] = lifecycle.Material(m)
+	}
+	return materials, awsFault(err)
+}
+
+func (e engineKMS) RotateKeyOnDemand(ctx context.Context, keyID string) error {
+	return awsFault(e.k.RotateKeyOnDemand(ctx, keyID))
+}
+
+func (e engineKMS) RotationStarted(ctx context.Context, keyID string) (time.Time, error) {
+	at, err := e.k.RotationStarted(ctx, keyID)
+	return at, awsFault(err)
 }
 
 func (e engineKMS) KeyPolicy(ctx context.Context, keyID string) (string, error) {

@@ -114,7 +114,7 @@ func (d *Daemon) definition(g *config.Group) lifecycle.Definition {
 	def := lifecycle.Definition{
 		Group: g.Name, HSM: g.HSM, Credential: g.Credential, Region: g.AWS.Region, Alias: g.AWS.Alias,
 		Description: g.AWS.Description, Tags: g.AWS.Tags, ActiveKeyID: g.AWS.ActiveKeyID,
-		KeepValidFor: time.Duration(g.Rotation.KeepValidFor), Verify: g.Rotation.Verify,
+		Mode: g.Rotation.Mode, KeepValidFor: time.Duration(g.Rotation.KeepValidFor), Verify: g.Rotation.Verify,
 		DisablePrevious: g.Rotation.DisablePrevious, DisablePreviousAfter: time.Duration(g.Rotation.DisablePreviousAfter),
 		FormerAliases: g.AWS.FormerAliases, PreviousName: g.AWS.PreviousName, Digest: g.Digest(),
 	}

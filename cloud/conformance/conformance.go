@@ -251,7 +251,7 @@ func (r *run) importInto(ctx context.Context, id string, material []byte, validT
 	if err != nil {
 		return "", err
 	}
-	return r.kms.ImportKeyMaterial(ctx, id, p.Token, w, validTo)
+	return r.kms.ImportKeyMaterial(ctx, id, p.Token, w, cloud.Import{ValidTo: validTo})
 }
 
 func randomBytes(n int) []byte {

@@ -74,7 +74,7 @@ var steps = []step{
 			return err
 		}
 		w[len(w)/2] ^= 1
-		_, err = r.kms.ImportKeyMaterial(ctx, r.first.ID, p.Token, w, time.Time{})
+		_, err = r.kms.ImportKeyMaterial(ctx, r.first.ID, p.Token, w, cloud.Import{})
 		return wantClass(err, cloud.Permanent, cloud.Transient) // package cloud may ask for a fresh token first
 	}},
 	{"import", []string{"create"}, func(r *run, ctx context.Context) (err error) {
@@ -128,7 +128,7 @@ var steps = []step{
 		if err != nil {
 			return err
 		}
-		_, err = r.kms.ImportKeyMaterial(ctx, r.first.ID, p.Token, w, time.Time{})
+		_, err = r.kms.ImportKeyMaterial(ctx, r.first.ID, p.Token, w, cloud.Import{})
 		return wantError(err, cloud.ErrImportToken)
 	}},
 	{"the same material with an end", []string{"import"}, func(r *run, ctx context.Context) error {
@@ -153,7 +153,7 @@ var steps = []step{
 		return err
 	}},
 	{"delete the material", []string{"use"}, func(r *run, ctx context.Context) error {
-		if err := r.kms.DeleteKeyMaterial(ctx, r.first.ID); err != nil {
+		if err := r.kms.DeleteKeyMaterial(ctx, r.first.ID, ""); err != nil {
 			return err
 		}
 		key, err := r.reaches(ctx, r.first.ID, inState("PendingImport"))
@@ -272,7 +272,7 @@ var steps = []step{
 		if err := r.kms.DisableKey(ctx, r.first.ID); err != nil {
 			return err
 		}
-		if err := r.kms.DeleteKeyMaterial(ctx, r.first.ID); err != nil {
+		if err := r.kms.DeleteKeyMaterial(ctx, r.first.ID, ""); err != nil {
 			return err
 		}
 		if _, err := r.reaches(ctx, r.first.ID, inState("PendingImport")); err != nil {

@@ -71,6 +71,9 @@ func activate(ctx context.Context, r *run, s *Step) (Change, error) {
 	if err != nil {
 		return Change{}, err
 	}
+	if r.inPlace(g) {
+		return activateInPlace(ctx, r, g, s)
+	}
 	intent, err := r.aliasIntent(ctx, g, s)
 	if err != nil {
 		return Change{}, err

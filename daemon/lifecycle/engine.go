@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -246,6 +247,7 @@ func (r *run) failed(ctx context.Context, s *Step, err error) error {
 func (r *run) record(ctx context.Context, c Change) error {
 	c.JobID = r.job.ID
 	// What has happened is recorded even when byokd is told to stop meanwhile.
+	c.Generations = r.spread(c.Generations)
 	if err := r.Journal.Record(context.WithoutCancel(ctx), c); err != nil {
 		return fmt.Errorf("%w: %w", errJournal, err)
 	}
@@ -298,14 +300,77 @@ func activeOf(generations []Generation) (Generation, bool) {
 	return Generation{}, false
 }
 
-// byKey returns the generation whose KMS key has this ID.
-func byKey(generations []Generation, keyID string) (Generation, bool) {
+// byKey returns the generation whose KMS key has this ID: of several that share
+// it, the one whose material is the current one.
+func byKey(generations []Generation, keyID string) (found Generation, ok bool) {
 	for _, g := range generations {
-		if g.KeyID == keyID && keyID != "" {
-			return g, true
+		if g.KeyID != keyID || keyID == "" {
+			continue
+		}
+		// Numbers ascend, and so do rotations.
+		if !ok || g.Stage == Active || found.Stage != Active && g.Stage == Previous || found.Stage == Destroyed {
+			found, ok = g, true
 		}
 	}
-	return Generation{}, false
+	return found, ok
+}
+
+// materialsOf returns the generations whose material is, or is to be, in this KMS
+// key. The first is the one that the key was made for.
+func materialsOf(generations []Generation, keyID string) []Generation {
+	var list []Generation
+	for _, g := range generations {
+		if g.KeyID == keyID && keyID != "" && g.Stage != Destroyed {
+			list = append(list, g)
+		}
+	}
+	return list
+}
+
+// KeyValidTo returns the earliest ValidTo of the material in a KMS key, with
+// which the whole key becomes unusable; zero: none expires.
+func KeyValidTo(generations []Generation, keyID string) (earliest time.Time) {
+	for _, g := range materialsOf(generations, keyID) {
+		if g.Stage != PreActive && !g.ValidTo.IsZero() && (earliest.IsZero() || g.ValidTo.Before(earliest)) {
+			earliest = g.ValidTo
+		}
+	}
+	return earliest
+}
+
+// keyFacts is the part of a generation that is about its KMS key.
+func (g Generation) keyFacts() Generation {
+	return Generation{Account: g.Account, KeyID: g.KeyID, KeyARN: g.KeyARN, CreatedAt: g.CreatedAt, JobID: g.JobID,
+		DisabledAt: g.DisabledAt, DeletionDate: g.DeletionDate, Policy: g.Policy, Tags: g.Tags}
+}
+
+// withKeyFacts returns the generation with what another one says of the KMS key
+// that they share.
+func (g Generation) withKeyFacts(of Generation) Generation {
+	g.Account, g.KeyID, g.KeyARN, g.CreatedAt, g.JobID = of.Account, of.KeyID, of.KeyARN, of.CreatedAt, of.JobID
+	g.DisabledAt, g.DeletionDate, g.Policy, g.Tags = of.DisabledAt, of.DeletionDate, of.Policy, of.Tags
+	return g
+}
+
+// spread has what changed generations say anew of their KMS key said by all whose
+// material is in it.
+func (r *run) spread(changed []Generation) []Generation {
+	all := slices.Clone(changed)
+	for _, g := range changed {
+		if old, _ := r.generation(g.Number); reflect.DeepEqual(old.keyFacts(), g.keyFacts()) {
+			continue
+		}
+		for _, other := range materialsOf(r.generations, g.KeyID) {
+			i := slices.IndexFunc(all, func(g Generation) bool { return g.Number == other.Number })
+			switch told := other.withKeyFacts(g); {
+			case i >= 0:
+				all[i] = all[i].withKeyFacts(g)
+			case !reflect.DeepEqual(told, other):
+				all = append(all, told)
+			}
+		}
+	}
+	return all
 }
 
 func (e *Engine) now() time.Time {

@@ -8,6 +8,7 @@ import (
 // Detail types of the events that byokd emits.
 const (
 	AliasMoved      = "KMS Alias Moved"
+	MaterialRotated = "KMS Key Material Rotated"
 	KeySynchronized = "KMS Key Synchronized"
 	MaterialDeleted = "KMS Key Material Deleted"
 	KeyDisabled     = "KMS Key Disabled"

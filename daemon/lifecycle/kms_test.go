@@ -27,19 +27,58 @@ type fakeKMS struct {
 	moves   []move          // of aliases, by the engine
 	denied  map[string]bool // operations that the caller may not call
 
-	// How long AWS takes to show a new key, its tags, and a changed alias.
-	lateKeys, lateTags, lateAliases time.Duration
+	rotated []string // IDs of materials, by the engine
+
+	// How long AWS takes to show a new key, its tags, a changed alias, and new
+	// material, and to rotate a key.
+	lateKeys, lateTags, lateAliases, lateMaterials, rotationTime time.Duration
 }
 
 type fakeKey struct {
 	lifecycle.Key
 	policy   string
 	tags     map[string]string
-	material []byte // nil: none, or deleted, or expired
+	material []byte // the current one; nil: none, or deleted, or expired
 	lastUse  time.Time
 	foreign  bool // a person made it
 
 	pointedAt bool // by an alias, at some time
+
+	described string          // the current material's description
+	rotatedAt time.Time       // when it became current; zero: the first
+	old       []*fakeMaterial // that were current once, oldest first
+	pending   *fakeMaterial
+	started   time.Time // a rotation; zero: none runs
+}
+
+// A fakeMaterial is a material of a key that is not the current one.
+type fakeMaterial struct {
+	id, described string
+	bytes         []byte // nil: deleted or expired
+	validTo       time.Time
+	rotatedAt     time.Time
+	imported      time.Time
+}
+
+// complete reports whether all material that was ever current is there.
+func (key *fakeKey) complete() bool {
+	return key.material != nil && !slices.ContainsFunc(key.old, func(m *fakeMaterial) bool { return m.bytes == nil })
+}
+
+// rotations counts the rotations of a key.
+func (key *fakeKey) rotations() int { return len(key.old) }
+
+// find returns the key's material with this ID that is not the current one.
+func (key *fakeKey) find(id string) *fakeMaterial {
+	if key.pending != nil && key.pending.id == id {
+		return key.pending
+	}
+	for _, m := range key.old {
+		if m.id == id {
+			return m
+		}
+	}
+	return nil
 }
 
 type fakeAlias struct {
@@ -82,8 +121,19 @@ func (k *fakeKMS) look(id string) *fakeKey {
 	if key == nil {
 		return nil
 	}
+	if !key.started.IsZero() && k.w.now.Sub(key.started) >= k.rotationTime {
+		p := key.pending
+		key.old = append(key.old, &fakeMaterial{id: key.MaterialID, described: key.described, bytes: key.material, validTo: key.ValidTo, rotatedAt: key.rotatedAt})
+		key.MaterialID, key.described, key.material, key.ValidTo, key.rotatedAt = p.id, p.described, p.bytes, p.validTo, k.Now()
+		key.pending, key.started = nil, time.Time{}
+	}
 	if !key.ValidTo.IsZero() && !k.Now().Before(key.ValidTo) {
 		key.forget()
+	}
+	for _, m := range key.old {
+		if !m.validTo.IsZero() && !k.Now().Before(m.validTo) {
+			key.forgetOld(m)
+		}
 	}
 	if !key.DeletionDate.IsZero() && !k.Now().Before(key.DeletionDate) {
 		delete(k.keys, id)
@@ -96,6 +146,14 @@ func (k *fakeKMS) look(id string) *fakeKey {
 // forget is what is left of a key whose material is deleted or has expired.
 func (key *fakeKey) forget() {
 	key.material, key.ValidTo = nil, time.Time{}
+	if key.State != "PendingDeletion" {
+		key.State = "PendingImport"
+	}
+}
+
+// forgetOld is what is left of a key that has lost material that was current once.
+func (key *fakeKey) forgetOld(m *fakeMaterial) {
+	m.bytes, m.validTo = nil, time.Time{}
 	if key.State != "PendingDeletion" {
 		key.State = "PendingImport"
 	}
@@ -184,6 +242,14 @@ func (k *fakeKMS) DescribeKey(ctx context.Context, id string) (described lifecyc
 		key, err := k.key(id)
 		if err == nil {
 			described = key.Key
+			for _, m := range key.old {
+				if !m.validTo.IsZero() && (described.ValidTo.IsZero() || m.validTo.Before(described.ValidTo)) {
+					described.ValidTo = m.validTo
+				}
+			}
+			if key.State == "PendingImport" {
+				described.ValidTo = time.Time{}
+			}
 		}
 		return err
 	})
@@ -225,7 +291,8 @@ func (k *fakeKMS) ParametersForImport(ctx context.Context, id, algorithm string)
 	return p, err
 }
 
-func (k *fakeKMS) ImportKeyMaterial(ctx context.Context, id string, token, wrapped []byte, validTo time.Time) (material string, err error) {
+func (k *fakeKMS) ImportKeyMaterial(ctx context.Context, id string, token, wrapped []byte, in lifecycle.Import) (material string, err error) {
+	validTo := in.ValidTo
 	err = k.do(ctx, "ImportKeyMaterial", true, func() error {
 		key, err := k.usable(id)
 		if err != nil {
@@ -238,12 +305,12 @@ func (k *fakeKMS) ImportKeyMaterial(ctx context.Context, id string, token, wrapp
 		if !ok || t.keyID != key.ID || k.Now().Sub(t.issued) > 24*time.Hour {
 			return refuse(lifecycle.Permanent, lifecycle.ErrImportToken, "token %s", token)
 		}
-		var bytes []byte
+		var plain []byte
 		parts := strings.Split(string(wrapped), "\n")
 		if len(parts) == 3 && parts[0] == t.publicKey && parts[1] == t.algorithm {
-			bytes, _ = hex.DecodeString(parts[2])
+			plain, _ = hex.DecodeString(parts[2])
 		}
-		if len(bytes) != 32 {
+		if len(plain) != 32 {
 			return refuse(lifecycle.Permanent, lifecycle.ErrState, "invalid ciphertext")
 		}
 		if !validTo.IsZero() {
@@ -254,33 +321,138 @@ func (k *fakeKMS) ImportKeyMaterial(ctx context.Context, id string, token, wrapp
 				return refuse(lifecycle.Permanent, lifecycle.ErrState, "ValidTo is %s ahead", left)
 			}
 		}
-		material = materialID(key.ARN, bytes)
-		if key.MaterialID != "" && key.MaterialID != material {
-			return refuse(lifecycle.Permanent, lifecycle.ErrIncorrectMaterial, "import into %s", id)
+		material = materialID(key.ARN, plain)
+		if in.New && in.MaterialID != "" {
+			k.w.t.Errorf("ImportKeyMaterial of new material with an ID")
 		}
-		// Whether a disabled key stays so is not documented: the worse is assumed.
-		key.material, key.MaterialID, key.ValidTo, key.State = bytes, material, validTo, "Enabled"
+		if g, ok := k.w.journal.generationOf(in.Description[strings.LastIndexByte(in.Description, ' ')+1:]); !ok || in.Description != lifecycle.MaterialDescription(g) || !bytes.Equal(plain, k.w.hsm.find(g.HSMID)[0].material) {
+			k.w.t.Errorf("ImportKeyMaterial with description %q, which is not that of the material", in.Description)
+		}
+		known := key.find(material)
+		switch {
+		case in.MaterialID != "" && in.MaterialID != material:
+			return refuse(lifecycle.Permanent, lifecycle.ErrIncorrectMaterial, "import into %s: not the ID", id)
+		case key.MaterialID == "" || key.MaterialID == material && !in.New:
+			key.material, key.MaterialID, key.ValidTo, key.described = plain, material, validTo, in.Description
+		case known != nil && !in.New:
+			known.bytes, known.validTo, known.described = plain, validTo, in.Description
+			if known == key.pending {
+				return nil
+			}
+		case !in.New || known != nil || key.MaterialID == material:
+			return refuse(lifecycle.Permanent, lifecycle.ErrIncorrectMaterial, "import into %s", id)
+		case key.pending != nil || !key.complete():
+			return refuse(lifecycle.Permanent, lifecycle.ErrState, "import into %s", id)
+		default:
+			key.pending = &fakeMaterial{id: material, described: in.Description, bytes: plain, validTo: validTo, imported: k.w.now}
+			return nil
+		}
+		if key.complete() {
+			key.State = "Enabled" // Whether a disabled key stays so is not documented: the worse is assumed.
+		}
 		return nil
 	})
 	return material, err
 }
 
-func (k *fakeKMS) DeleteKeyMaterial(ctx context.Context, id string) error {
+func (k *fakeKMS) DeleteKeyMaterial(ctx context.Context, id, material string) error {
 	return k.do(ctx, "DeleteKeyMaterial", true, func() error {
 		key, err := k.key(id)
 		if err != nil {
 			return err
 		}
+		m := key.find(material)
+		if m != nil && m == key.pending {
+			if !key.started.IsZero() {
+				return refuse(lifecycle.Permanent, lifecycle.ErrState, "a rotation of %s is under way", id)
+			}
+			if g, ok := k.w.journal.generationOf(m.described[strings.LastIndexByte(m.described, ' ')+1:]); !ok || g.Stage != lifecycle.PreActive {
+				k.w.t.Errorf("DeleteKeyMaterial of a pending material that is nobody's, %q", m.described)
+			}
+			key.pending = nil
+			return nil
+		}
 		asked := false
 		for _, row := range k.w.journal.jobs {
 			asked = asked || row.state == "running" && row.req.Asked && row.req.DeleteMaterial
 		}
-		if !asked {
+		switch {
+		case !asked:
 			k.w.t.Errorf("DeleteKeyMaterial %s, and nobody has asked for it", id)
+		case m != nil:
+			key.forgetOld(m)
+		case material == "" || material == key.MaterialID:
+			key.forget()
+		default:
+			return refuse(lifecycle.Permanent, lifecycle.ErrNotFound, "key material %s", material)
 		}
-		key.forget()
 		return nil
 	})
+}
+
+func (k *fakeKMS) KeyMaterials(ctx context.Context, id string) (list []lifecycle.Material, err error) {
+	err = k.do(ctx, "KeyMaterials", false, func() error {
+		key, err := k.key(id)
+		if err != nil {
+			return err
+		}
+		list = key.materials(k.w.now.Add(-k.lateMaterials))
+		return nil
+	})
+	return list, err
+}
+
+// materials are all materials of a key; a pending one if it was imported by then.
+func (key *fakeKey) materials(shown time.Time) (list []lifecycle.Material) {
+	for _, m := range key.old {
+		list = append(list, lifecycle.Material{ID: m.id, Description: m.described, State: "NON_CURRENT", Imported: m.bytes != nil, ValidTo: m.validTo, RotatedAt: m.rotatedAt, OnDemand: !m.rotatedAt.IsZero()})
+	}
+	if key.MaterialID != "" {
+		list = append(list, lifecycle.Material{ID: key.MaterialID, Description: key.described, State: "CURRENT", Imported: key.material != nil, ValidTo: key.ValidTo, RotatedAt: key.rotatedAt, OnDemand: !key.rotatedAt.IsZero()})
+	}
+	if p := key.pending; p != nil && !p.imported.After(shown) {
+		list = append(list, lifecycle.Material{ID: p.id, Description: p.described, State: "PENDING_ROTATION", Imported: true, ValidTo: p.validTo})
+	}
+	return list
+}
+
+func (k *fakeKMS) RotateKeyOnDemand(ctx context.Context, id string) error {
+	return k.do(ctx, "RotateKeyOnDemand", true, func() error {
+		key, err := k.usable(id)
+		if err != nil {
+			return err
+		}
+		switch {
+		case key.rotations() >= lifecycle.MaxRotations:
+			return refuse(lifecycle.Operator, lifecycle.ErrLimit, "rotate %s", id)
+		case key.State != "Enabled" || key.pending == nil:
+			return refuse(lifecycle.Permanent, lifecycle.ErrState, "rotate %s, which is %s, pending %v", id, key.State, key.pending != nil)
+		case !key.started.IsZero():
+			return &lifecycle.Fault{Class: lifecycle.Transient, Err: fmt.Errorf("a rotation of %s is under way", id)}
+		}
+		g, ok := k.w.journal.generationOf(key.pending.described[strings.LastIndexByte(key.pending.described, ' ')+1:])
+		if !ok || g.MaterialID != key.pending.id || g.KeyID != key.ID || g.Stage != lifecycle.PreActive || g.ActivatedAt.IsZero() || k.w.journal.intent("activate") == "" {
+			k.w.t.Errorf("RotateKeyOnDemand of %s to %q, of which the journal does not know", id, key.pending.described)
+		}
+		if ok && len(k.w.hsm.find(g.HSMID)) != 1 {
+			k.w.t.Errorf("RotateKeyOnDemand of %s to material that is not in the HSM", id)
+		}
+		k.rotated = append(k.rotated, key.pending.id)
+		key.started = k.w.now
+		k.look(key.ID)
+		return nil
+	})
+}
+
+func (k *fakeKMS) RotationStarted(ctx context.Context, id string) (at time.Time, err error) {
+	err = k.do(ctx, "RotationStarted", false, func() error {
+		key, err := k.key(id)
+		if err == nil && k.w.now.Sub(key.started) >= k.lateMaterials {
+			at = key.started
+		}
+		return err
+	})
+	return at, err
 }
 
 // KeyPolicy answers in another spacing than was put, as KMS may.
@@ -535,7 +707,8 @@ func (k *fakeKMS) Decrypt(ctx context.Context, id string, ciphertext []byte, und
 			return refuse(lifecycle.Permanent, lifecycle.ErrState, "%s is %s", id, key.State)
 		}
 		parts := strings.Split(string(ciphertext), "\n")
-		if len(parts) != 4 || parts[0] != id || parts[1] != hex.EncodeToString(key.material) || parts[2] != under["byokd-canary"] {
+		held := parts[1] == hex.EncodeToString(key.material) || slices.ContainsFunc(key.old, func(m *fakeMaterial) bool { return parts[1] == hex.EncodeToString(m.bytes) })
+		if len(parts) != 4 || parts[0] != id || !held || parts[2] != under["byokd-canary"] {
 			return refuse(lifecycle.Permanent, lifecycle.ErrState, "invalid ciphertext")
 		}
 		key.lastUse = k.Now()

@@ -42,6 +42,7 @@ type Definition struct {
 	Tags        map[string]string `json:"tags"`          // managed tags, without byokd's own
 	ActiveKeyID string            `json:"active_key_id"` // a KMS key to begin with
 
+	Mode                 string        `json:"mode"`           // alias ("" too), in-place or auto
 	KeepValidFor         time.Duration `json:"keep_valid_for"` // 0: material does not expire
 	Verify               string        `json:"verify"`         // auto, crypto or describe
 	DisablePrevious      bool          `json:"disable_previous"`
@@ -118,12 +119,14 @@ type Stage string
 // The stages of a generation.
 const (
 	PreActive Stage = "pre-active" // made or being made, the alias has never pointed at it
-	Active    Stage = "active"     // the alias points at it
-	Previous  Stage = "previous"   // the alias pointed at it once
+	Active    Stage = "active"     // its material is the current one of the key that the alias points at
+	Previous  Stage = "previous"   // it was active once
 	Destroyed Stage = "destroyed"  // given up, never to be used again
 )
 
-// A Generation is one key of a group: an HSM object and the KMS key made from it.
+// A Generation is one key of a group: an HSM object and the KMS key, or the
+// material of a KMS key, made from it. Generations made in place share their KMS
+// key, and with it all that the journal holds of a key: see keyFacts.
 type Generation struct {
 	Group       string
 	Number      int // 1, 2, 3, …; 0 is an adopted key whose material byokd does not have
@@ -140,10 +143,10 @@ type Generation struct {
 	MaterialID  string
 	CreatedAt   time.Time // of the KMS key; zero: not created yet
 	ImportedAt  time.Time // zero: never imported
-	ActivatedAt time.Time // zero: never active; of a pre-active one: since when the alias may have pointed at it
+	ActivatedAt time.Time // zero: never active; of a pre-active one: since when it may have been
 	ValidTo     time.Time // zero: does not expire, or not imported
 
-	DisabledAt        time.Time // by byokd; zero: not
+	DisabledAt        time.Time // the KMS key, by byokd; zero: not
 	MaterialDeletedAt time.Time // on request; zero: not
 	DeletionDate      time.Time // of the KMS key; zero: not scheduled
 
@@ -175,7 +178,12 @@ func Label(group string, generation int) string {
 	return fmt.Sprintf("byokd/%s/%d", group, generation)
 }
 
-// Tags that byokd gives each KMS key that it creates.
+// MaterialDescription is the KeyMaterialDescription of a generation's imports.
+// After a lost database it tells which generation a material is.
+func MaterialDescription(g Generation) string { return g.HSMLabel + " " + g.HSMID }
+
+// Tags that byokd gives each KMS key that it creates; generation and HSM ID are
+// those of the first generation in it.
 const (
 	TagGroup      = "byokd:group"
 	TagGeneration = "byokd:generation"
@@ -299,12 +307,23 @@ type KMS interface {
 	// ParametersForImport fetches a wrapping key and its import token.
 	ParametersForImport(ctx context.Context, keyID, algorithm string) (ImportParameters, error)
 
-	// ImportKeyMaterial imports wrapped material and returns its ID; validTo
-	// zero: it does not expire.
-	ImportKeyMaterial(ctx context.Context, keyID string, token, wrapped []byte, validTo time.Time) (materialID string, err error)
+	// ImportKeyMaterial imports wrapped material and returns its ID.
+	ImportKeyMaterial(ctx context.Context, keyID string, token, wrapped []byte, i Import) (materialID string, err error)
 
-	// DeleteKeyMaterial deletes the current material.
-	DeleteKeyMaterial(ctx context.Context, keyID string) error
+	// DeleteKeyMaterial deletes a material of the key, "" the current one.
+	DeleteKeyMaterial(ctx context.Context, keyID, materialID string) error
+
+	// KeyMaterials returns all materials of the key, the pending one included.
+	KeyMaterials(ctx context.Context, keyID string) ([]Material, error)
+
+	// RotateKeyOnDemand makes the pending material the current one, some time
+	// after the answer. ErrState where none is pending; ErrLimit where the key's
+	// rotations are used up.
+	RotateKeyOnDemand(ctx context.Context, keyID string) error
+
+	// RotationStarted returns since when a rotation on demand is running; zero:
+	// none is.
+	RotationStarted(ctx context.Context, keyID string) (time.Time, error)
 
 	KeyPolicy(ctx context.Context, keyID string) (string, error)
 	PutKeyPolicy(ctx context.Context, keyID, policy string) error
@@ -365,6 +384,31 @@ type ImportParameters struct {
 	ValidTo   time.Time
 }
 
+// An Import says which material ImportKeyMaterial imports, and how.
+type Import struct {
+	// New imports material that the key does not have yet. Beside other material
+	// it waits for RotateKeyOnDemand; KMS takes it only while all of the key's
+	// material is there and no other waits (ErrState). Else the key's first
+	// material is taken as new, and any later one only if the key had it before
+	// (ErrIncorrectMaterial).
+	New bool
+
+	MaterialID  string    // that the material must have; "": not known; not with New
+	Description string    // kept by KMS with the material; "": unchanged
+	ValidTo     time.Time // in whole seconds; zero: it does not expire
+}
+
+// A Material is one of the materials of a KMS key.
+type Material struct {
+	ID          string // 64 hex digits
+	Description string
+	State       string    // CURRENT, NON_CURRENT, PENDING_ROTATION, …
+	Imported    bool      // false: deleted, expired, or not imported yet
+	ValidTo     time.Time // zero: does not expire, or not imported
+	RotatedAt   time.Time // when it became current; zero: the first, or pending
+	OnDemand    bool      // it became so by RotateKeyOnDemand
+}
+
 // Class is what is known after an error, and so what to do next.
 type Class string
 
@@ -414,6 +458,8 @@ var (
 	ErrIncorrectMaterial = errors.New("not the material that the key had")
 	// ErrDenied: the caller has no permission.
 	ErrDenied = errors.New("access denied")
+	// ErrLimit: a quota is used up, or a key's rotations on demand.
+	ErrLimit = errors.New("limit reached")
 	// ErrState: the KMS key's state does not allow the operation.
 	ErrState = errors.New("key state does not allow it")
 )

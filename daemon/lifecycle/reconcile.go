@@ -194,7 +194,7 @@ func (rec *reconciliation) look(ctx context.Context) (err error) {
 }
 
 func (rec *reconciliation) byKey(keyID string) (Generation, bool) {
-	return byKey(slices.Collect(maps.Values(rec.byNumber)), keyID)
+	return byKey(rec.sorted(), keyID)
 }
 
 // keys takes over the KMS keys that carry the group's tags.

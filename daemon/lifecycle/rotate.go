@@ -36,6 +36,10 @@ func generate(ctx context.Context, r *run, s *Step) (Change, error) {
 			s.Message = fmt.Sprintf("found %s on the token", g.HSMLabel)
 		case !errors.Is(err, ErrNotFound):
 			return Change{}, err
+		case !g.GeneratedAt.IsZero() && !g.ActivatedAt.IsZero() && r.inPlace(g):
+			// Its material may be the current one: activate looks.
+			s.Message = fmt.Sprintf("%s is not on the token any more", g.HSMLabel)
+			return Change{}, nil
 		case !g.GeneratedAt.IsZero():
 			// The key was on the token and is there no more: nothing can come of
 			// this generation, and its number is not used again.
@@ -107,6 +111,9 @@ func newHSMID() string {
 // for deletion. One that the alias may have pointed at is left as it is and counts
 // as previous. The steps are recorded with it.
 func (r *run) giveUp(ctx context.Context, g Generation, why string, steps []Step) error {
+	if r.inPlace(g) {
+		return r.giveUpInPlace(ctx, g, why, steps)
+	}
 	keys := []TaggedKey{{KeyID: g.KeyID, ARN: g.KeyARN}}
 	switch {
 	case g.KeyID == "" && g.JobID == "" || names(r.def.ActiveKeyID, g.KeyID): // none, or a person's
@@ -151,14 +158,21 @@ func (r *run) giveUp(ctx context.Context, g Generation, why string, steps []Step
 		}
 		r.event(&c, DeletionSet, g.Account, resources(k.ARN), map[string]any{"key_id": k.KeyID, "generation": g.Number})
 	}
-	if id, err := hsmID(g); err == nil {
-		if err := r.hsm.Destroy(ctx, g.HSMLabel, id); err != nil {
-			return err
-		}
+	if err := r.destroyObject(ctx, g); err != nil {
+		return err
 	}
 	g.Stage = Destroyed
 	c.Generations = []Generation{g}
 	return r.record(ctx, c)
+}
+
+// destroyObject removes the generation's HSM object, if it has one.
+func (r *run) destroyObject(ctx context.Context, g Generation) error {
+	id, err := hsmID(g)
+	if err != nil {
+		return nil
+	}
+	return r.hsm.Destroy(ctx, g.HSMLabel, id)
 }
 
 // scheduleDeletion schedules a key's deletion where that has not been done, and
@@ -216,16 +230,21 @@ func (r *run) ready(ctx context.Context, g Generation) error {
 	case "Enabled":
 		return nil
 	case "PendingImport":
-		var reset []Step
-		for _, name := range []string{"import", "verify"} {
-			reset = append(reset, Step{Name: name, State: Pending, Message: "the key material is gone: importing it again"})
-		}
-		if err := r.record(ctx, Change{Steps: reset}); err != nil {
-			return err
-		}
-		return &Fault{Class: Transient, Err: fmt.Errorf("KMS key %s of the new generation has lost its key material: importing it again", g.KeyID)}
+		return r.importAgain(ctx, g)
 	}
 	return notReady(key)
+}
+
+// importAgain has the next attempt import key material that is gone.
+func (r *run) importAgain(ctx context.Context, g Generation) error {
+	var reset []Step
+	for _, name := range []string{"import", "verify"} {
+		reset = append(reset, Step{Name: name, State: Pending, Message: "the key material is gone: importing it again"})
+	}
+	if err := r.record(ctx, Change{Steps: reset}); err != nil {
+		return err
+	}
+	return &Fault{Class: Transient, Err: fmt.Errorf("KMS key %s of the new generation has lost key material: importing it again", g.KeyID)}
 }
 
 func notReady(key Key) error {
@@ -254,8 +273,27 @@ func create(ctx context.Context, r *run, s *Step) (Change, error) {
 	if err != nil {
 		return Change{}, err
 	}
+	if g.KeyID != "" && r.inPlace(g) {
+		if err := r.stillInPlace(ctx, g); err != nil {
+			return Change{}, err
+		}
+		return r.skip(s, "in place: KMS key "+g.KeyID+" gets the new key material")
+	}
 	if g.KeyID != "" {
 		return r.created(ctx, g, s)
+	}
+	var why string // a fresh key is made although it might have been rotated in place
+	if g.JobID == "" {
+		old, message, inPlace, err := r.chooseKey(ctx, g)
+		if err != nil {
+			return Change{}, err
+		}
+		if inPlace {
+			return r.createInPlace(g, old, s, message), nil
+		}
+		if why = message; why != "" {
+			why = "; " + why
+		}
 	}
 	if g.JobID != "" { // a CreateKey was to be sent
 		found, err := r.kms.FindKeys(ctx, map[string]string{TagJob: g.JobID, TagHSMID: g.HSMID})
@@ -296,7 +334,7 @@ func create(ctx context.Context, r *run, s *Step) (Change, error) {
 		return Change{}, err
 	}
 	g.KeyID, g.KeyARN, g.Account, g.CreatedAt = key.ID, key.ARN, key.Account, key.CreatedAt
-	s.Message = "created KMS key " + key.ID
+	s.Message = "created KMS key " + key.ID + why
 	return Change{Generations: []Generation{g}, Audit: []AuditEntry{r.audit("create KMS key", "%s for generation %d", key.ARN, g.Number)}}, nil
 }
 
@@ -442,10 +480,14 @@ func (r *run) tags(g Generation) map[string]string {
 	if tags == nil {
 		tags = make(map[string]string)
 	}
+	first := g
+	if all := materialsOf(r.generations, g.KeyID); len(all) > 0 {
+		first = all[0]
+	}
 	tags[TagGroup] = r.job.Group
-	tags[TagGeneration] = strconv.Itoa(g.Number)
+	tags[TagGeneration] = strconv.Itoa(first.Number)
 	tags[TagJob] = g.JobID
-	tags[TagHSMID] = g.HSMID
+	tags[TagHSMID] = first.HSMID
 	return tags
 }
 
@@ -471,7 +513,17 @@ func (r *run) policyForNewKey(ctx context.Context) (string, error) {
 
 // importIntent is the journalled intent of import.
 type importIntent struct {
-	SentAt time.Time `json:"sent_at"` // of an ImportKeyMaterial whose outcome is not known
+	SentAt time.Time `json:"sent_at"`          // of an ImportKeyMaterial whose outcome is not known
+	Others []int     `json:"others,omitempty"` // generations of the same key that are being imported again
+}
+
+func (s *Step) importIntent() (intent importIntent, err error) {
+	if len(s.Data) > 0 {
+		if err := json.Unmarshal(s.Data, &intent); err != nil {
+			return intent, &Fault{Class: Permanent, Err: fmt.Errorf("read the step's intent: %w", err)}
+		}
+	}
+	return intent, nil
 }
 
 // importNew imports the key material of the job's generation.
@@ -484,11 +536,12 @@ func importNew(ctx context.Context, r *run, s *Step) (Change, error) {
 	if err != nil {
 		return Change{}, err
 	}
-	var intent importIntent
-	if len(s.Data) > 0 {
-		if err := json.Unmarshal(s.Data, &intent); err != nil {
-			return Change{}, &Fault{Class: Permanent, Err: fmt.Errorf("read the step's intent: %w", err)}
-		}
+	if r.inPlace(g) {
+		return importInPlace(ctx, r, g, key, s)
+	}
+	intent, err := s.importIntent()
+	if err != nil {
+		return Change{}, err
 	}
 	if key.State != "PendingImport" && key.State != "Enabled" {
 		return Change{}, notReady(key)
@@ -510,7 +563,7 @@ func importNew(ctx context.Context, r *run, s *Step) (Change, error) {
 			s.Data = mustJSON(importIntent{SentAt: r.now()})
 			return r.record(ctx, Change{Steps: []Step{*s}})
 		}
-		g, err = r.importMaterial(ctx, g, sent)
+		g, err = r.importMaterial(ctx, g, false, sent)
 		switch {
 		case errors.Is(err, errObjectGone):
 			return Change{}, r.restart(ctx, g, errObjectGone.Error())
@@ -552,8 +605,10 @@ func (r *run) importedAt(validTo time.Time) time.Time {
 
 // importMaterial wraps the generation's key inside the HSM, imports it, and
 // returns the generation as it is then; sent is called right before the import
-// is sent. Repeating it is harmless: KMS takes the same material again.
-func (r *run) importMaterial(ctx context.Context, g Generation, sent func() error) (Generation, error) {
+// is sent. isNew: beside the other material of its KMS key, as material that the
+// key does not have yet. Repeating it is harmless: KMS takes the same material
+// again.
+func (r *run) importMaterial(ctx context.Context, g Generation, isNew bool, sent func() error) (Generation, error) {
 	algorithm, err := r.hsm.Algorithm(ctx)
 	if err != nil {
 		return g, err
@@ -583,7 +638,11 @@ func (r *run) importMaterial(ctx context.Context, g Generation, sent func() erro
 		}
 		now := r.kms.Now()
 		validTo := validTo(now, r.def.KeepValidFor)
-		material, err := r.kms.ImportKeyMaterial(ctx, g.KeyID, p.Token, wrapped, validTo)
+		i := Import{New: isNew, Description: MaterialDescription(g), ValidTo: validTo}
+		if !isNew {
+			i.MaterialID = g.MaterialID
+		}
+		material, err := r.kms.ImportKeyMaterial(ctx, g.KeyID, p.Token, wrapped, i)
 		if errors.Is(err, ErrImportToken) && attempt == 1 {
 			continue
 		}
@@ -603,6 +662,11 @@ func (r *run) importMaterial(ctx context.Context, g Generation, sent func() erro
 		break
 	}
 	return g, r.poll(ctx, "import into "+g.KeyID, func() (bool, error) {
+		if r.shares(g) {
+			materials, err := r.kms.KeyMaterials(ctx, g.KeyID)
+			m, ok := materialIn(materials, g)
+			return ok && m.Imported && m.ValidTo.Equal(g.ValidTo), err
+		}
 		key, err := r.kms.DescribeKey(ctx, g.KeyID)
 		if err != nil {
 			return false, err
@@ -629,31 +693,44 @@ func verify(ctx context.Context, r *run, s *Step) (Change, error) {
 	if err != nil {
 		return Change{}, err
 	}
+	if r.inPlace(g) {
+		return verifyInPlace(ctx, r, g, s)
+	}
 	if err := r.ready(ctx, g); err != nil {
 		return Change{}, err
 	}
+	s.Message, err = r.prove(ctx, g)
+	return Change{}, err
+}
+
+// prove proves that the generation's KMS key can be used, and returns how.
+func (r *run) prove(ctx context.Context, g Generation) (how string, err error) {
 	if r.def.Verify != "describe" {
 		err := r.probe(ctx, g)
 		if err == nil {
-			s.Message = "crypto: KMS key " + g.KeyID + " encrypts and decrypts"
-			return Change{}, nil
+			return "crypto: KMS key " + g.KeyID + " encrypts and decrypts", nil
 		}
 		if r.def.Verify == "crypto" || !errors.Is(err, ErrDenied) {
-			return Change{}, err
+			return "", err
 		}
 	}
+	material := "the key material that was imported"
 	err = r.poll(ctx, "verify "+g.KeyID, func() (bool, error) {
 		key, err := r.kms.DescribeKey(ctx, g.KeyID)
+		if r.inPlace(g) && g.ActivatedAt.IsZero() { // not yet the current one
+			material = "key material"
+			key.MaterialID = g.MaterialID
+		}
 		return err == nil && key.State == "Enabled" && key.Origin == "EXTERNAL" && key.MaterialID == g.MaterialID, err
 	})
 	if err != nil {
-		return Change{}, err
+		return "", err
 	}
-	s.Message = "describe: KMS key " + g.KeyID + " is Enabled, EXTERNAL, and has the key material that was imported"
+	how = "describe: KMS key " + g.KeyID + " is Enabled, EXTERNAL, and has " + material
 	if r.def.Verify != "describe" {
-		s.Message += " (kms:Encrypt or kms:Decrypt is not granted)"
+		how += " (kms:Encrypt or kms:Decrypt is not granted)"
 	}
-	return Change{}, nil
+	return how, nil
 }
 
 // probe encrypts and decrypts by key ID under byokd's own encryption context.

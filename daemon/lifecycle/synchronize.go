@@ -71,13 +71,36 @@ func (r *run) usable(g Generation) ([]Generation, error) {
 	return []Generation{g}, nil
 }
 
+// targetKeys returns one generation for each KMS key of the targets: the current
+// one, or the one that was named.
+func (r *run) targetKeys() ([]Generation, error) {
+	targets, err := r.targets()
+	if err != nil || r.job.Request.Asked {
+		return targets, err
+	}
+	return slices.DeleteFunc(targets, func(g Generation) bool {
+		current, _ := byKey(r.generations, g.KeyID)
+		return g.Number != current.Number
+	}), nil
+}
+
+// targetMaterials returns the targets with all other generations of their KMS
+// keys: one whose material is missing takes the whole key down.
+func (r *run) targetMaterials() ([]Generation, error) {
+	targets, err := r.targets()
+	if err != nil || !r.job.Request.Asked {
+		return targets, err
+	}
+	return materialsOf(r.generations, targets[0].KeyID), nil
+}
+
 // each does something to every target. do looks first, calls intend before an
 // effect, and returns; what it was about to change is thereby in the journal
 // before it happens, and the event at the end tells of it whatever comes between.
 // Keys that are scheduled for deletion, or gone, are left out. Where a person must
 // act for one generation the others are not kept waiting.
-func (r *run) each(ctx context.Context, s *Step, verb string, do func(ctx context.Context, g *Generation, key Key, intend func() error) error) error {
-	targets, err := r.targets()
+func (r *run) each(ctx context.Context, s *Step, verb string, of func() ([]Generation, error), do func(ctx context.Context, g *Generation, key Key, intend func() error) error) error {
+	targets, err := of()
 	if err != nil {
 		return err
 	}
@@ -165,7 +188,7 @@ func syncPolicy(ctx context.Context, r *run, s *Step) (Change, error) {
 	case r.def.Policy == nil:
 		return r.skip(s, "policy_file is not set: the key policy is not managed")
 	}
-	return Change{}, r.each(ctx, s, "set key policy", func(ctx context.Context, g *Generation, key Key, intend func() error) error {
+	return Change{}, r.each(ctx, s, "set key policy", r.targetKeys, func(ctx context.Context, g *Generation, key Key, intend func() error) error {
 		have, err := r.kms.KeyPolicy(ctx, g.KeyID)
 		if err != nil {
 			return err
@@ -198,7 +221,7 @@ func (e *Engine) samePolicy(a, b string) bool {
 // syncTags sets the managed tags and removes those that byokd once set and the
 // definition no longer has. Other tags are not touched.
 func syncTags(ctx context.Context, r *run, s *Step) (Change, error) {
-	return Change{}, r.each(ctx, s, "set tags", func(ctx context.Context, g *Generation, key Key, intend func() error) error {
+	return Change{}, r.each(ctx, s, "set tags", r.targetKeys, func(ctx context.Context, g *Generation, key Key, intend func() error) error {
 		have, err := r.kms.KeyTags(ctx, g.KeyID)
 		if err != nil {
 			return err
@@ -266,8 +289,8 @@ func syncDescription(ctx context.Context, r *run, s *Step) (Change, error) {
 	if !ok || !active.DeletionDate.IsZero() {
 		return r.skip(s, "no active generation")
 	}
-	return Change{}, r.each(ctx, s, "set description", func(ctx context.Context, g *Generation, key Key, intend func() error) error {
-		if g.Number != active.Number {
+	return Change{}, r.each(ctx, s, "set description", r.targetKeys, func(ctx context.Context, g *Generation, key Key, intend func() error) error {
+		if g.KeyID != active.KeyID {
 			return nil
 		}
 		if key.Description == *r.def.Description {
@@ -290,8 +313,18 @@ func syncMaterial(ctx context.Context, r *run, s *Step) (Change, error) {
 		return r.skip(s, "not asked for")
 	}
 	var left []string // why nothing was imported
-	err := r.each(ctx, s, "import key material", func(ctx context.Context, g *Generation, key Key, intend func() error) (err error) {
-		if why := r.notImported(*g, key, s.changed()); why != "" {
+	err := r.each(ctx, s, "import key material", r.targetMaterials, func(ctx context.Context, g *Generation, key Key, intend func() error) (err error) {
+		missing, isNew := key.State == "PendingImport", false
+		if r.shares(*g) {
+			materials, err := r.kms.KeyMaterials(ctx, g.KeyID)
+			if err != nil {
+				return err
+			}
+			m, there := materialIn(materials, *g)
+			missing, isNew = !m.Imported, !there
+			key.ValidTo = m.ValidTo
+		}
+		if why := r.notImported(*g, key, missing, s.changed()); why != "" {
 			left = append(left, fmt.Sprintf("generation %d: %s", g.Number, why))
 			return nil
 		}
@@ -304,11 +337,11 @@ func syncMaterial(ctx context.Context, r *run, s *Step) (Change, error) {
 				return err
 			}
 		}
-		if *g, err = r.importMaterial(ctx, *g, intend); err != nil {
+		if *g, err = r.importMaterial(ctx, *g, isNew, intend); err != nil {
 			return err
 		}
 		if !g.DisabledAt.IsZero() || slices.Contains(s.changed().WasDisabled, g.Number) {
-			return r.disableKey(ctx, g.KeyID)
+			return r.disableAgain(ctx, *g)
 		}
 		return nil
 	})
@@ -324,11 +357,23 @@ func syncMaterial(ctx context.Context, r *run, s *Step) (Change, error) {
 	return Change{}, nil
 }
 
+// disableAgain disables a key that an import may have enabled. A key with other
+// material still missing cannot be, and need not: it is unusable.
+func (r *run) disableAgain(ctx context.Context, g Generation) error {
+	if r.shares(g) {
+		if key, err := r.kms.DescribeKey(ctx, g.KeyID); err != nil || key.State == "PendingImport" {
+			return err
+		}
+	}
+	return r.disableKey(ctx, g.KeyID)
+}
+
 // notImported says why a synchronization leaves a generation's material as it
 // is; "" where it imports it. What this very job was about to import when it was
 // interrupted is imported again, which is harmless.
-func (r *run) notImported(g Generation, key Key, done changed) string {
-	asked, missing := r.job.Request.Asked, key.State == "PendingImport"
+func (r *run) notImported(g Generation, key Key, missing bool, done changed) string {
+	asked := r.job.Request.Asked
+	current, _ := byKey(r.generations, g.KeyID)
 	switch {
 	case slices.Contains(done.Recorded, g.Number):
 		return "its material has been imported by this job"
@@ -336,7 +381,7 @@ func (r *run) notImported(g Generation, key Key, done changed) string {
 		return ""
 	case g.HSMID == "":
 		return "adopted, byokd does not have its material"
-	case g.Stage == PreActive && (g.ImportedAt.IsZero() || !asked):
+	case g.Stage == PreActive && (g.ImportedAt.IsZero() || !asked || r.inPlace(g)):
 		return "the rotation that makes it imports it"
 	case asked && !missing && r.def.KeepValidFor == 0 && key.ValidTo.IsZero():
 		return "its material is present and does not expire"
@@ -350,7 +395,7 @@ func (r *run) notImported(g Generation, key Key, done changed) string {
 		return "byokd disabled it, and an import may enable it"
 	case !g.ValidTo.IsZero() && g.ValidTo.Before(r.job.Request.ExpiringBefore):
 		return ""
-	case g.Stage == Previous && !g.ValidTo.IsZero() && !r.kms.Now().Before(g.ValidTo):
+	case current.Stage == Previous && !g.ValidTo.IsZero() && !r.kms.Now().Before(g.ValidTo):
 		return "its material has expired"
 	case !missing && !r.validityChanged(g) && !(r.job.Request.Repair && otherValidity(g, key)):
 		return "its material is present"
@@ -383,7 +428,7 @@ func syncState(ctx context.Context, r *run, s *Step) (Change, error) {
 		return r.skip(s, "for the repair of drift only")
 	}
 	var left []string
-	err := r.each(ctx, s, "disable KMS key", func(ctx context.Context, g *Generation, key Key, intend func() error) error {
+	err := r.each(ctx, s, "disable KMS key", r.targetKeys, func(ctx context.Context, g *Generation, key Key, intend func() error) error {
 		if g.DisabledAt.IsZero() || key.State != "Enabled" {
 			return nil
 		}
@@ -439,7 +484,20 @@ func deleteMaterial(ctx context.Context, r *run, s *Step) (Change, error) {
 	if key.State == "PendingDeletion" {
 		return Change{}, &Fault{Class: Permanent, Err: fmt.Errorf("KMS key %s is scheduled for deletion", g.KeyID)}
 	}
-	if key.State != "PendingImport" {
+	present := func() (bool, error) {
+		if r.shares(g) {
+			materials, err := r.kms.KeyMaterials(ctx, g.KeyID)
+			m, _ := materialIn(materials, g)
+			return m.Imported, err
+		}
+		key, err := r.kms.DescribeKey(ctx, g.KeyID)
+		return key.State != "PendingImport", err
+	}
+	is, err := present()
+	if err != nil {
+		return Change{}, err
+	}
+	if is {
 		loss, err := r.loss(ctx, g)
 		if err != nil {
 			return Change{}, err
@@ -453,12 +511,12 @@ func deleteMaterial(ctx context.Context, r *run, s *Step) (Change, error) {
 			return Change{}, err
 		}
 		r.log.Warn("key material is deleted, as was asked", "generation", g.Number, "key_id", g.KeyID, "effect", loss)
-		if err := r.kms.DeleteKeyMaterial(ctx, g.KeyID); err != nil {
+		if err := r.kms.DeleteKeyMaterial(ctx, g.KeyID, g.MaterialID); err != nil {
 			return Change{}, err
 		}
 		if err := r.poll(ctx, "delete material of "+g.KeyID, func() (bool, error) {
-			key, err := r.kms.DescribeKey(ctx, g.KeyID)
-			return err == nil && key.State == "PendingImport", err
+			is, err := present()
+			return err == nil && !is, err
 		}); err != nil {
 			return Change{}, err
 		}
@@ -478,6 +536,9 @@ func deleteMaterial(ctx context.Context, r *run, s *Step) (Change, error) {
 // loss says what stops working when a generation's material is deleted.
 func (r *run) loss(ctx context.Context, g Generation) (string, error) {
 	loss := fmt.Sprintf("the material of generation %d: from then on nothing that was encrypted under KMS key %s can be decrypted, by anybody", g.Number, g.KeyID)
+	if all := materialsOf(r.generations, g.KeyID); len(all) > 1 {
+		loss += fmt.Sprintf(", which is all that the key's %d generations have encrypted: one missing material takes the whole KMS key down", len(all))
+	}
 	pointing, err := r.aliasesOf(ctx, g.KeyID)
 	if err != nil {
 		return "", err

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -327,6 +328,7 @@ type keyPicture struct {
 	Tags        map[string]string
 	Expires     bool
 	Own         bool // its material is that of the generation's HSM object
+	Materials   []string
 }
 
 // picture draws the group payments.
@@ -334,7 +336,9 @@ func (w *world) picture() picture {
 	p := picture{Aliases: make(map[string]int), Audit: make(map[string]int)}
 	number := make(map[string]int) // by key ID
 	for _, g := range w.journal.generations["payments"] {
-		number[g.KeyID] = g.Number
+		if _, shared := number[g.KeyID]; !shared {
+			number[g.KeyID] = g.Number // the first one's
+		}
 		p.Generations = append(p.Generations, generationPicture{Number: g.Number, Stage: g.Stage, State: g.State(w.now), Policy: g.Policy, Tags: g.Tags,
 			HasKey: g.KeyID != "", HasObject: len(w.hsm.find(g.HSMID)) == 1, Imported: !g.ImportedAt.IsZero(), Activate: !g.ActivatedAt.IsZero(), Expires: !g.ValidTo.IsZero()})
 	}
@@ -354,6 +358,10 @@ func (w *world) picture() picture {
 		for _, o := range w.hsm.objects {
 			kp.Own = kp.Own || k.MaterialID != "" && k.MaterialID == materialID(k.ARN, o.material)
 		}
+		for _, m := range k.materials(w.now) {
+			label, _, _ := strings.Cut(m.Description, " ")
+			kp.Materials = append(kp.Materials, fmt.Sprintf("%s %s imported=%v expires=%v", label, m.State, m.Imported, !m.ValidTo.IsZero()))
+		}
 		p.Keys = append(p.Keys, kp)
 	}
 	slices.SortFunc(p.Keys, func(a, b keyPicture) int { return a.Generation - b.Generation })
@@ -367,10 +375,20 @@ func (w *world) picture() picture {
 		}
 		p.Moves = append(p.Moves, fmt.Sprintf("%s: %s -> %d", m.alias, from, number[m.to]))
 	}
+	materials := make(map[string]string)
+	for _, g := range w.journal.generations["payments"] {
+		materials[g.MaterialID] = g.HSMLabel
+	}
+	for _, id := range w.kms.rotated {
+		p.Moves = append(p.Moves, "rotated to "+materials[id])
+	}
 	for _, e := range w.journal.events {
 		previous := "null"
 		if id, _ := e.detail["previous_key_id"].(string); id != "" {
 			previous = strconv.Itoa(number[id])
+		}
+		if id, _ := e.detail["previous_key_material_id"].(string); id != "" {
+			previous = fmt.Sprintf("%s left=%v", materials[id], e.detail["rotations_left"])
 		}
 		p.Events = append(p.Events, fmt.Sprintf("%s generation=%v previous=%s actions=%v disabled=%v", e.DetailType, e.detail["generation"], previous, e.detail["actions"], e.detail["previous_key_disabled"]))
 	}

@@ -1,0 +1,506 @@
+package lifecycle
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Values of rotation.mode.
+const (
+	modeInPlace = "in-place" // new material in the same KMS key
+	modeAuto    = "auto"     // in place while rotations are left, else a fresh KMS key
+)
+
+// MaxRotations is how many rotations on demand KMS allows in a key's life.
+//
+// Source: "Resource quotas" in the AWS KMS Developer Guide.
+const MaxRotations = 25
+
+// materialCurrent is the state of the material that a KMS key encrypts with, and
+// materialOld of what it once encrypted with; any other is of a pending one.
+const (
+	materialCurrent = "CURRENT"
+	materialOld     = "NON_CURRENT"
+)
+
+// pending reports whether the material waits for RotateKeyOnDemand.
+func (m Material) pending() bool { return m.State != materialCurrent && m.State != materialOld }
+
+// rotationsLeft is how often a key with these materials can still be rotated.
+func rotationsLeft(materials []Material) int {
+	left := MaxRotations
+	for _, m := range materials {
+		if m.OnDemand {
+			left--
+		}
+	}
+	return max(left, 0)
+}
+
+// is reports whether a material is that of the generation.
+func (m Material) is(g Generation) bool {
+	return g.HSMID != "" && m.Description == MaterialDescription(g) || g.MaterialID != "" && m.ID == g.MaterialID
+}
+
+// materialIn returns the generation's material among those of its KMS key.
+func materialIn(materials []Material, g Generation) (Material, bool) {
+	i := slices.IndexFunc(materials, func(m Material) bool { return m.is(g) })
+	if i < 0 {
+		return Material{}, false
+	}
+	return materials[i], true
+}
+
+// inPlace reports whether the generation is material of a KMS key that was made
+// for an earlier one.
+func (r *run) inPlace(g Generation) bool {
+	all := materialsOf(r.generations, g.KeyID)
+	return len(all) > 0 && all[0].Number < g.Number
+}
+
+// shares reports whether the generation's KMS key has other generations too.
+func (r *run) shares(g Generation) bool { return len(materialsOf(r.generations, g.KeyID)) > 1 }
+
+// chooseKey returns the generation whose KMS key the job's generation becomes
+// material of. Where a fresh KMS key is to be made instead, why says so, and ok
+// is false.
+func (r *run) chooseKey(ctx context.Context, own Generation) (old Generation, why string, ok bool, err error) {
+	if r.def.Mode != modeInPlace && r.def.Mode != modeAuto {
+		return old, "", false, nil
+	}
+	key, err := r.ownAlias(ctx)
+	if err != nil {
+		return old, "", false, err
+	}
+	old, ok = byKey(r.generations, key.ID)
+	if key.ID == "" {
+		old, ok = r.active() // the alias is gone, its key need not be
+	}
+	if !ok || old.KeyID == "" {
+		return old, "there is no key to rotate in place yet", false, nil
+	}
+	key, err = r.kms.DescribeKey(ctx, old.KeyID)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return old, fmt.Sprintf("KMS key %s no longer exists", old.KeyID), false, nil
+	case err != nil:
+		return old, "", false, err
+	case old.Number == 0:
+		return old, fmt.Sprintf("KMS key %s is adopted and byokd does not have its material, so it is not rotated in place", key.ID), false, nil
+	case key.State == "PendingDeletion":
+		return old, fmt.Sprintf("KMS key %s is scheduled for deletion", key.ID), false, nil
+	}
+	materials, err := r.kms.KeyMaterials(ctx, key.ID)
+	if err != nil {
+		return old, "", false, err
+	}
+	if err := r.foreignPending(key.ID, materials, own); err != nil {
+		return old, "", false, err
+	}
+	why, mend := "", ""
+	left := rotationsLeft(materials)
+	switch deleted := r.deletedIn(key.ID, materials); {
+	case left == 0:
+		why = fmt.Sprintf("KMS key %s has used up its %d rotations", key.ID, MaxRotations)
+		mend = `write mode = "auto" under [rotation]: a fresh KMS key is made and the alias moved to it`
+	case key.State == "Disabled":
+		why = fmt.Sprintf("KMS key %s is disabled", key.ID)
+		mend = "enable it in KMS, then run byokctl retry"
+	case deleted != nil:
+		why = fmt.Sprintf("the material of generation %d was deleted on request, which makes KMS key %s unusable", deleted.Number, key.ID)
+		mend = fmt.Sprintf("bring it back with byokctl sync %s --generation %d, then run byokctl retry", r.job.Group, deleted.Number)
+	default:
+		return old, fmt.Sprintf("in place: KMS key %s gets the new key material; %d of its %d rotations were left", key.ID, left, MaxRotations), true, nil
+	}
+	if r.def.Mode == modeAuto {
+		return old, why, false, nil
+	}
+	return old, "", false, operator(WaitConfig, `%s, so it cannot be rotated in place (mode = "in-place"): %s`, why, mend)
+}
+
+// foreignPending is the fault of a key in which material of somebody else waits
+// for a rotation: RotateKeyOnDemand would make it the current one.
+func (r *run) foreignPending(keyID string, materials []Material, own Generation) error {
+	for _, m := range materials {
+		if m.pending() && !m.is(own) {
+			return operator(WaitConfig, "KMS key %s has key material %s (description %q) pending rotation, which is not of generation %d, so the key is not rotated: "+
+				"whoever imported it rotates the key or deletes that material (aws kms delete-imported-key-material --key-id %s --key-material-id %s); then run byokctl retry",
+				keyID, m.ID, m.Description, own.Number, keyID, m.ID)
+		}
+	}
+	return nil
+}
+
+// deletedIn returns a generation of the key whose material was deleted on request.
+func (r *run) deletedIn(keyID string, materials []Material) *Generation {
+	for _, g := range materialsOf(r.generations, keyID) {
+		if m, ok := materialIn(materials, g); ok && !m.Imported && !g.MaterialDeletedAt.IsZero() {
+			return &g
+		}
+	}
+	return nil
+}
+
+// createInPlace takes the KMS key that the generation becomes material of, in
+// place of making one.
+func (r *run) createInPlace(g, old Generation, s *Step, why string) Change {
+	s.State, s.Message = Skipped, why
+	return Change{Generations: []Generation{g.withKeyFacts(old)}}
+}
+
+// stillInPlace gives a generation up that was to be rotated in place, where the
+// definition or the alias meanwhile want something else.
+func (r *run) stillInPlace(ctx context.Context, g Generation) error {
+	if r.def.Mode != modeInPlace && r.def.Mode != modeAuto {
+		return r.restart(ctx, g, "the definition no longer asks for a rotation in place")
+	}
+	now, err := r.ownAlias(ctx)
+	if err != nil {
+		return err
+	}
+	if now.ID != "" && now.ID != g.KeyID {
+		return r.restart(ctx, g, fmt.Sprintf("%s points at KMS key %s now, not at %s", r.def.Alias, now.ID, g.KeyID))
+	}
+	return nil
+}
+
+// importInPlace imports the generation's material beside what its KMS key has,
+// where it waits for the rotation.
+func importInPlace(ctx context.Context, r *run, g Generation, key Key, s *Step) (Change, error) {
+	materials, err := r.kms.KeyMaterials(ctx, g.KeyID)
+	if err != nil {
+		return Change{}, err
+	}
+	own, there := materialIn(materials, g)
+	if !there || own.pending() {
+		if err := r.stillInPlace(ctx, g); err != nil {
+			return Change{}, err
+		}
+		if err := r.foreignPending(g.KeyID, materials, g); err != nil {
+			return Change{}, err
+		}
+	}
+	if there && own.State == materialOld {
+		return Change{}, r.restart(ctx, g, fmt.Sprintf("KMS key %s has been rotated past its material", g.KeyID))
+	}
+	if key.State == "Disabled" {
+		return Change{}, notReadyInPlace(key)
+	}
+	if err := r.renew(ctx, g, materials, s); err != nil {
+		return Change{}, err
+	}
+	recorded := !g.ImportedAt.IsZero() && g.MaterialID == own.ID
+	switch {
+	case there && own.Imported && r.asImported(own.ValidTo) && recorded:
+		g.ValidTo = own.ValidTo
+		s.Message = fmt.Sprintf("KMS key %s has the key material %s", g.KeyID, own.ID)
+		return Change{Generations: []Generation{g}}, nil
+	case there && own.Imported && r.asImported(own.ValidTo):
+		g.ImportedAt, g.MaterialID, g.ValidTo, g.MaterialDeletedAt = r.importedAt(own.ValidTo), own.ID, own.ValidTo, time.Time{}
+	default:
+		sent := func() error { return r.importSent(ctx, s, 0) }
+		g, err = r.importMaterial(ctx, g, !there, sent)
+		switch {
+		case errors.Is(err, errObjectGone):
+			return Change{}, r.restart(ctx, g, errObjectGone.Error())
+		case !there && (errors.Is(err, ErrState) || errors.Is(err, ErrIncorrectMaterial)):
+			// KMS shows late what an unanswered import has brought.
+			return Change{}, &Fault{Class: Transient, Err: err}
+		case err != nil:
+			return Change{}, err
+		}
+	}
+	s.Message = fmt.Sprintf("imported %s into KMS key %s as key material %s, which waits for the rotation", g.HSMLabel, g.KeyID, g.MaterialID)
+	return Change{Generations: []Generation{g}, Audit: []AuditEntry{r.audit("import key material", "%s into %s", g.HSMLabel, g.KeyARN)}}, nil
+}
+
+// importSent records that an import is being sent, of the job's own generation or
+// of another one of its KMS key.
+func (r *run) importSent(ctx context.Context, s *Step, other int) error {
+	intent, err := s.importIntent()
+	if err != nil {
+		return err
+	}
+	if other == 0 {
+		intent.SentAt = r.now()
+	} else if !slices.Contains(intent.Others, other) {
+		intent.Others = append(intent.Others, other)
+	}
+	s.Data = mustJSON(intent)
+	return r.record(ctx, Change{Steps: []Step{*s}})
+}
+
+// renew imports the other materials of the generation's KMS key again that are
+// missing, or that end earlier than they would if they were imported now: the
+// first that ends takes the whole key down.
+func (r *run) renew(ctx context.Context, g Generation, materials []Material, s *Step) error {
+	for _, other := range materialsOf(r.generations, g.KeyID) {
+		m, there := materialIn(materials, other)
+		if other.Number == g.Number || !there {
+			continue
+		}
+		intent, err := s.importIntent()
+		if err != nil {
+			return err
+		}
+		begun := slices.Contains(intent.Others, other.Number)
+		if m.Imported && r.asImported(m.ValidTo) && !begun {
+			continue
+		}
+		if !m.Imported && !other.MaterialDeletedAt.IsZero() {
+			return operator(WaitConfig, "the material of generation %d was deleted on request, which makes KMS key %s unusable: "+
+				"bring it back with byokctl sync %s --generation %d, then run byokctl retry", other.Number, g.KeyID, r.job.Group, other.Number)
+		}
+		other.MaterialID = m.ID
+		if other, err = r.importMaterial(ctx, other, false, func() error { return r.importSent(ctx, s, other.Number) }); err != nil {
+			return fmt.Errorf("generation %d: %w", other.Number, err)
+		}
+		done := *s // s itself says so once that is true
+		if intent, err = s.importIntent(); err != nil {
+			return err
+		}
+		intent.Others = slices.DeleteFunc(intent.Others, func(n int) bool { return n == other.Number })
+		done.Data = mustJSON(intent)
+		if err := r.record(ctx, Change{Steps: []Step{done}, Generations: []Generation{other},
+			Audit: []AuditEntry{r.audit("import key material", "%s into %s again", other.HSMLabel, other.KeyARN)}}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func notReadyInPlace(key Key) error {
+	return operator(WaitConfig, "KMS key %s is in state %s and cannot be rotated in place: enable it in KMS, then run byokctl retry", key.ID, key.State)
+}
+
+// readyInPlace returns the generation's material when its KMS key can be rotated.
+func (r *run) readyInPlace(ctx context.Context, g Generation) (own Material, materials []Material, err error) {
+	key, err := r.key(ctx, g)
+	if err != nil {
+		return own, nil, err
+	}
+	if materials, err = r.kms.KeyMaterials(ctx, g.KeyID); err != nil {
+		return own, nil, err
+	}
+	own, there := materialIn(materials, g)
+	switch {
+	case there && own.State == materialOld:
+		return own, nil, r.restart(ctx, g, fmt.Sprintf("KMS key %s has been rotated past its material", g.KeyID))
+	case !there || !own.Imported || key.State == "PendingImport":
+		return own, nil, r.importAgain(ctx, g)
+	case key.State != "Enabled":
+		return own, nil, notReadyInPlace(key)
+	}
+	return own, materials, nil
+}
+
+// verifyInPlace proves what can be proven before the rotation: that the material
+// waits in the key, and that the key can be used.
+func verifyInPlace(ctx context.Context, r *run, g Generation, s *Step) (Change, error) {
+	own, materials, err := r.readyInPlace(ctx, g)
+	if err != nil {
+		return Change{}, err
+	}
+	if own.pending() {
+		if err := r.foreignPending(g.KeyID, materials, g); err != nil {
+			return Change{}, err
+		}
+	}
+	how, err := r.prove(ctx, g)
+	if err != nil {
+		return Change{}, err
+	}
+	s.Message = fmt.Sprintf("key material %s is in KMS key %s; it is proven again once it is the current one; now: %s", own.ID, g.KeyID, how)
+	return Change{}, nil
+}
+
+// rotateIntent is the journalled intent of a rotation in place: the material that
+// was current before.
+type rotateIntent struct {
+	KeyID string `json:"key_id"`
+	From  string `json:"from_material"`
+}
+
+// activateInPlace makes the generation's material the current one of its KMS key.
+// Before it the material can be deleted without harm; after it everything is
+// driven forward.
+func activateInPlace(ctx context.Context, r *run, g Generation, s *Step) (Change, error) {
+	own, materials, err := r.readyInPlace(ctx, g)
+	if err != nil {
+		return Change{}, err
+	}
+	var intent rotateIntent
+	if len(s.Data) > 0 {
+		if err := json.Unmarshal(s.Data, &intent); err != nil {
+			return Change{}, &Fault{Class: Permanent, Err: fmt.Errorf("read the step's intent: %w", err)}
+		}
+	}
+	if own.State != materialCurrent {
+		if intent.KeyID != g.KeyID || intent.From == "" {
+			if i := slices.IndexFunc(materials, func(m Material) bool { return m.State == materialCurrent }); i >= 0 {
+				intent = rotateIntent{KeyID: g.KeyID, From: materials[i].ID}
+			}
+		}
+		if err := r.rotateKey(ctx, &g, intent, materials, s); err != nil {
+			return Change{}, err
+		}
+		if materials, err = r.kms.KeyMaterials(ctx, g.KeyID); err != nil {
+			return Change{}, err
+		}
+	}
+	how, err := r.prove(ctx, g)
+	if err != nil {
+		return Change{}, err
+	}
+	now, err := r.ownAlias(ctx)
+	if err != nil {
+		return Change{}, err
+	}
+
+	var c Change
+	for _, old := range r.generations {
+		if old.Stage == Active && old.Number != g.Number {
+			if intent.From == "" && old.KeyID == g.KeyID { // rotated by an attempt that the journal has lost
+				intent.From = old.MaterialID
+			}
+			old.Stage = Previous
+			c.Generations = append(c.Generations, old)
+		}
+	}
+	g.Stage, g.ActivatedAt = Active, r.now()
+	c.Generations = append(c.Generations, g)
+	c.Audit = []AuditEntry{r.audit("rotate key material", "KMS key %s from key material %s to %s", g.KeyARN, orNone(intent.From), g.MaterialID)}
+	if now.ID == "" {
+		c.Jobs = append(c.Jobs, NewJob{Kind: Synchronize, Group: r.job.Group, Trigger: r.job.Trigger,
+			UniqueKey: "alias:" + r.job.ID, DueAt: r.now(), Definition: r.def})
+	}
+	left := rotationsLeft(materials)
+	r.emit(&c, MaterialRotated, g.Account, resources(g.KeyARN, aliasARN(g.KeyARN, r.def.Alias)), map[string]any{
+		"alias":                    r.def.Alias,
+		"key_id":                   g.KeyID,
+		"key_material_id":          g.MaterialID,
+		"previous_key_material_id": orNull(intent.From),
+		"generation":               g.Number,
+		"rotations_left":           left,
+	})
+	s.Message = fmt.Sprintf("KMS key %s uses key material %s, before %s; %d of its %d rotations are left; %s", g.KeyID, g.MaterialID, orNone(intent.From), left, MaxRotations, how)
+	return c, nil
+}
+
+// rotateKey has KMS make the generation's material the current one, and returns
+// when it is. It is asked once: what an unanswered request has brought about is
+// waited for first.
+func (r *run) rotateKey(ctx context.Context, g *Generation, intent rotateIntent, materials []Material, s *Step) error {
+	isCurrent := func() (bool, error) {
+		materials, err := r.kms.KeyMaterials(ctx, g.KeyID)
+		if err != nil {
+			return false, err
+		}
+		own, _ := materialIn(materials, *g)
+		return own.State == materialCurrent, nil
+	}
+	what := "rotate " + g.KeyID
+	first := g.ActivatedAt.IsZero()
+	if !first {
+		if err := r.poll(ctx, what, isCurrent); err == nil || ClassOf(err) != Transient {
+			return err
+		}
+	}
+	started, err := r.kms.RotationStarted(ctx, g.KeyID)
+	if err != nil {
+		return err
+	}
+	if started.IsZero() {
+		if err := r.mayBeRotated(ctx, *g, materials); err != nil {
+			return err
+		}
+		s.Data = mustJSON(intent)
+		if first { // from here on it may be the current one
+			g.ActivatedAt = r.now()
+		}
+		if err := r.record(ctx, Change{Steps: []Step{*s}, Generations: []Generation{*g}}); err != nil {
+			return err
+		}
+		err := r.kms.RotateKeyOnDemand(ctx, g.KeyID)
+		if c := ClassOf(err); err != nil && first && c != Unknown && c != Interrupted {
+			if uerr := r.mayBeActive(ctx, g, time.Time{}); uerr != nil {
+				return errors.Join(err, uerr)
+			}
+		}
+		switch {
+		case errors.Is(err, ErrLimit) && r.def.Mode == modeAuto:
+			return r.restart(ctx, *g, fmt.Sprintf("KMS key %s has used up its rotations", g.KeyID))
+		case errors.Is(err, ErrLimit):
+			return operator(WaitConfig, `KMS key %s has used up its rotations, so it cannot be rotated in place (mode = "in-place"): `+
+				`write mode = "auto" under [rotation]: a fresh KMS key is made and the alias moved to it: %w`, g.KeyID, err)
+		case errors.Is(err, ErrState): // the next attempt looks which
+			return &Fault{Class: Transient, Err: err}
+		case err != nil:
+			return err
+		}
+	}
+	return r.poll(ctx, what, isCurrent)
+}
+
+// mayBeRotated returns nil when the key may be rotated to the generation's
+// material: the alias is as it was, nothing else is pending, and the material is
+// in the HSM, since without it the key cannot be brought back one day.
+func (r *run) mayBeRotated(ctx context.Context, g Generation, materials []Material) error {
+	if err := r.stillInPlace(ctx, g); err != nil {
+		return err
+	}
+	if err := r.foreignPending(g.KeyID, materials, g); err != nil {
+		return err
+	}
+	id, err := hsmID(g)
+	if err != nil {
+		return err
+	}
+	err = r.hsm.Find(ctx, g.HSMLabel, id)
+	if errors.Is(err, ErrNotFound) {
+		return r.restart(ctx, g, errObjectGone.Error())
+	}
+	return err
+}
+
+// giveUpInPlace ends a generation that was to be material of another one's KMS
+// key: its pending material, which nothing was encrypted with, is deleted. The
+// key itself is left as it is.
+func (r *run) giveUpInPlace(ctx context.Context, g Generation, why string, steps []Step) error {
+	materials, err := r.kms.KeyMaterials(ctx, g.KeyID)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return err
+	}
+	own, there := materialIn(materials, g)
+	if there && !own.pending() {
+		g.Stage = Previous
+		return r.record(ctx, Change{Steps: steps, Generations: []Generation{g},
+			Audit: []AuditEntry{r.audit("leave generation", "generation %d, KMS key %s: %s; the key has been rotated to its material, so nothing of it is destroyed", g.Number, g.KeyID, why)}})
+	}
+	if there && !g.ActivatedAt.IsZero() {
+		// A rotation may have been asked for.
+		started, err := r.kms.RotationStarted(ctx, g.KeyID)
+		if err != nil {
+			return err
+		}
+		if !started.IsZero() || r.now().Sub(g.ActivatedAt).Abs() < goneAfter {
+			return &Fault{Class: Transient, Err: fmt.Errorf("generation %d is to be given up (%s), but a rotation of KMS key %s may be under way: looking again", g.Number, why, g.KeyID)}
+		}
+	}
+	r.log.Warn("generation given up", "generation", g.Number, "key_id", g.KeyID, "hsm_label", g.HSMLabel, "reason", why)
+	if there {
+		if err := r.kms.DeleteKeyMaterial(ctx, g.KeyID, own.ID); err != nil {
+			return err
+		}
+	}
+	if err := r.destroyObject(ctx, g); err != nil {
+		return err
+	}
+	g.Stage = Destroyed
+	return r.record(ctx, Change{Steps: steps, Generations: []Generation{g},
+		Audit: []AuditEntry{r.audit("give up generation", "generation %d, key material %s of KMS key %s, HSM object %s: %s", g.Number, orNone(own.ID), g.KeyID, g.HSMLabel, why)}})
+}
