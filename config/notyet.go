@@ -36,7 +36,6 @@ var laterConfig = []later[Config]{
 
 var laterGroup = []later[Group]{
 	{"rotation.mode", func(g *Group) bool { return g.Rotation.Mode != "alias" }, `"alias"`},
-	{"rotation.on_expiry", func(g *Group) bool { return g.Rotation.OnExpiry != "rotate" }, `"rotate"`},
 	{"rotation.delete_previous_material_after", func(g *Group) bool { return g.Rotation.DeletePreviousMaterialAfter != nil }, `""`},
 	{"rotation.schedule_previous_deletion_after", func(g *Group) bool { return g.Rotation.SchedulePreviousDeletionAfter != nil }, `""`},
 	{"rotation.keep_generations", func(g *Group) bool { return g.Rotation.KeepGenerations != 0 }, "0"},

@@ -134,6 +134,7 @@ type Daemon struct {
 	jobsWake   chan struct{} // a job may have become claimable
 	outboxWake chan struct{} // an event may have become due
 	groupsWake chan struct{} // a group may have to be reconciled
+	expiryWake chan struct{} // key material may expire at another time
 	loadWake   chan struct{} // the group files are to be read again
 	changes    *broadcast    // something about a job has changed
 
@@ -178,7 +179,7 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 		o.Notifier = new(systemd.Notifier)
 	}
 	d := &Daemon{Options: o, log: o.Logger, started: o.Now(),
-		jobsWake: make(chan struct{}, 1), outboxWake: make(chan struct{}, 1), groupsWake: make(chan struct{}, 1), loadWake: make(chan struct{}, 1),
+		jobsWake: make(chan struct{}, 1), outboxWake: make(chan struct{}, 1), groupsWake: make(chan struct{}, 1), expiryWake: make(chan struct{}, 1), loadWake: make(chan struct{}, 1),
 		changes: newBroadcast(), running: make(map[string]int), fatal: make(chan error, 1)}
 	if d.host, err = os.Hostname(); err != nil {
 		return nil, fmt.Errorf("read this machine's name: %w", err)
@@ -289,6 +290,7 @@ func (d *Daemon) run(ctx context.Context) error {
 	loop(d.watchRequests)
 	loop(d.housekeep)
 	loop(d.upkeep)
+	loop(d.watchExpiry)
 	loop(d.metrics.serve)
 	loop(d.reloads)
 	loop(d.watchClock)
@@ -360,6 +362,7 @@ func (d *Daemon) wakeAll() {
 	wake(d.jobsWake)
 	wake(d.outboxWake)
 	wake(d.groupsWake)
+	wake(d.expiryWake)
 }
 
 func wake(c chan struct{}) {

@@ -27,6 +27,7 @@ const (
 	triggerStart    = "start"
 	triggerRequest  = "request"
 	triggerControl  = "control"
+	triggerExpiry   = "expiry"
 )
 
 // A group is what the daemon knows of one key group.
@@ -47,6 +48,8 @@ type group struct {
 	lookSince time.Time   // since when
 	nextLook  time.Time
 	lookPause time.Duration
+
+	renewing string // unique key of the last job that its expiry asked for
 }
 
 func newGroup(name string) *group { return &group{name: name, looking: new(sync.Mutex)} }
@@ -364,6 +367,7 @@ func (d *Daemon) accept(ctx context.Context, g, last *config.Group, row jobstore
 		d.groups.update(g.Name, func(g *group) { g.row.Digest = digest })
 	}
 	wake(d.groupsWake)
+	wake(d.expiryWake)
 	if err := d.synchronizeChanged(ctx, g, row, trigger); err != nil {
 		return err
 	}

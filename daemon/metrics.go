@@ -93,6 +93,7 @@ var (
 	lastRotationDesc = prometheus.NewDesc("byokd_last_rotation_timestamp_seconds", "When the active generation became active.", []string{"group"}, nil)
 	nextRotationDesc = prometheus.NewDesc("byokd_next_rotation_timestamp_seconds", "When the next rotation is due.", []string{"group"}, nil)
 	expiryDesc       = prometheus.NewDesc("byokd_active_key_expiry_timestamp_seconds", "ValidTo of the active generation's key material.", []string{"group"}, nil)
+	nextExpiryDesc   = prometheus.NewDesc("byokd_next_key_expiry_timestamp_seconds", "Earliest ValidTo of a generation under whose key something can still be decrypted.", []string{"group"}, nil)
 	stateDesc        = prometheus.NewDesc("byokd_group_state", "1 for the state that the group is in.", []string{"group", "state"}, nil)
 	pendingDesc      = prometheus.NewDesc("byokd_outbox_pending", "Events that have not reached their bus.", nil, nil)
 	parkedDesc       = prometheus.NewDesc("byokd_outbox_parked", "Events that EventBridge refused for good.", nil, nil)
@@ -128,6 +129,17 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		at(nextRotationDesc, s.NextRotation.Time, s.Group)
 		at(expiryDesc, s.Active.ValidTo.Time, s.Group)
 		gauge(stateDesc, 1, s.Group, s.State)
+	}
+	if rows, err := d.store.AllGenerations(ctx); err == nil {
+		first := make(map[string]time.Time)
+		for _, row := range rows {
+			if g := generation(row); decrypts(g) && !g.ValidTo.IsZero() && (first[g.Group].IsZero() || g.ValidTo.Before(first[g.Group])) {
+				first[g.Group] = g.ValidTo
+			}
+		}
+		for group, t := range first {
+			at(nextExpiryDesc, t, group)
+		}
 	}
 	if stats, err := d.store.OutboxStats(ctx); err == nil {
 		gauge(pendingDesc, float64(stats.Pending))

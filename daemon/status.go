@@ -72,19 +72,31 @@ func (d *Daemon) groupStatus(g group, v *view) control.GroupStatus {
 	if g.def != nil {
 		s.Alias, s.Region = control.String(g.def.AWS.Alias), control.String(g.def.AWS.Region)
 	}
-	var expired bool
 	for _, gen := range generations {
 		if gen.Stage == lifecycle.Active {
 			number := gen.Number
 			s.Active = control.ActiveKey{Generation: &number, KeyID: control.String(gen.KeyID), KeyARN: control.String(gen.KeyARN), ValidTo: control.At(gen.ValidTo)}
 			s.LastRotation = control.At(gen.ActivatedAt)
-			expired = !gen.ValidTo.IsZero() && !v.now.Before(gen.ValidTo)
 		}
 	}
+	for _, gen := range generations {
+		// A KMS key ends with the first of its materials.
+		if gen.KeyID == "" || gen.KeyID != string(s.Active.KeyID) || gen.ValidTo.IsZero() {
+			continue
+		}
+		if at := s.Active.ValidTo; at.IsZero() || gen.ValidTo.Before(at.Time) {
+			s.Active.ValidTo = control.At(gen.ValidTo)
+		}
+	}
+	expired := !s.Active.ValidTo.IsZero() && !v.now.Before(s.Active.ValidTo.Time)
 	_, at, _ := d.nextAfter(g, s.LastRotation.Time)
+	expiry := d.expiryProblems(g, v, at)
+	if r := d.renewal(g, generations, at); r.job == lifecycle.Rotate && (at.IsZero() || r.at.Before(at)) {
+		at = r.at
+	}
 	s.NextRotation = control.At(at)
 	due := overdueSince(g, v, at)
-	s.Problems = d.groupProblems(g, v, due)
+	s.Problems = append(d.groupProblems(g, v, due), expiry...)
 
 	var failing, rotating bool
 	for _, j := range v.open[g.name] {

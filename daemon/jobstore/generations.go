@@ -33,6 +33,10 @@ type Generation struct {
 
 	Policy string
 	Tags   map[string]string
+
+	// What ReportExpiring last told of; written by nothing else.
+	WarnedValidTo time.Time
+	WarnedDays    int
 }
 
 // putGenerations writes generations whole. At most one of a group is active:
@@ -73,18 +77,21 @@ func (t *tx) putGeneration(g Generation) error {
 const generationColumns = `grp, number, stage, hsm, hsm_label, hsm_id, generated_at, job_id, region, account, key_id, key_arn,
 	material_id, created_at, imported_at, activated_at, valid_to, disabled_at, material_deleted_at, deletion_date, policy, tags`
 
+// selectGenerations has what scanGeneration reads.
+const selectGenerations = `SELECT ` + generationColumns + `, warned_valid_to, warned_days FROM generations `
+
 func scanGeneration(row scanner) (g Generation, err error) {
 	err = row.Scan(&g.Group, &g.Number, &g.Stage, &g.HSM, &g.HSMLabel, &g.HSMID, scanTime(&g.GeneratedAt), &g.JobID, &g.Region,
 		&g.Account, &g.KeyID, &g.KeyARN, &g.MaterialID, scanTime(&g.CreatedAt), scanTime(&g.ImportedAt), scanTime(&g.ActivatedAt),
 		scanTime(&g.ValidTo), scanTime(&g.DisabledAt), scanTime(&g.MaterialDeletedAt), scanTime(&g.DeletionDate),
-		&g.Policy, jsonScanner{&g.Tags})
+		&g.Policy, jsonScanner{&g.Tags}, scanTime(&g.WarnedValidTo), &g.WarnedDays)
 	return g, err
 }
 
 // Generations returns all generations of the group in ascending order,
 // destroyed ones included.
 func (s *Store) Generations(ctx context.Context, group string) ([]Generation, error) {
-	rows, err := s.r.QueryContext(ctx, `SELECT `+generationColumns+` FROM generations WHERE grp = ? ORDER BY number`, group)
+	rows, err := s.r.QueryContext(ctx, selectGenerations+`WHERE grp = ? ORDER BY number`, group)
 	gens, err := collect(rows, err, scanGeneration)
 	if err != nil {
 		return nil, fmt.Errorf("read generations of %s: %w", group, err)
@@ -94,7 +101,7 @@ func (s *Store) Generations(ctx context.Context, group string) ([]Generation, er
 
 // AllGenerations returns the generations of all groups, by group and number.
 func (s *Store) AllGenerations(ctx context.Context) ([]Generation, error) {
-	rows, err := s.r.QueryContext(ctx, `SELECT `+generationColumns+` FROM generations ORDER BY grp, number`)
+	rows, err := s.r.QueryContext(ctx, selectGenerations+`ORDER BY grp, number`)
 	gens, err := collect(rows, err, scanGeneration)
 	if err != nil {
 		return nil, fmt.Errorf("read generations: %w", err)

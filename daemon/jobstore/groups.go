@@ -26,14 +26,17 @@ type Group struct {
 	InvalidReported string    // the problems that ReportInvalid last told of
 
 	OldAliases []string // that the definition named before, and that may still be there
+
+	DriftChecked time.Time // when it was last compared with AWS
 }
 
 const groupColumns = `name, definition, digest, applied_digest, hsm, account, first_seen, enabled_at, removed_at, last_tick, sequence,
-	overdue_reported, invalid_reported, old_aliases`
+	overdue_reported, invalid_reported, old_aliases, drift_checked`
 
 func scanGroup(row scanner) (g Group, err error) {
 	err = row.Scan(&g.Name, &g.Definition, &g.Digest, &g.AppliedDigest, &g.HSM, &g.Account, scanTime(&g.FirstSeen), scanTime(&g.EnabledAt),
-		scanTime(&g.RemovedAt), scanTime(&g.LastTick), &g.Sequence, scanTime(&g.OverdueReported), &g.InvalidReported, jsonScanner{&g.OldAliases})
+		scanTime(&g.RemovedAt), scanTime(&g.LastTick), &g.Sequence, scanTime(&g.OverdueReported), &g.InvalidReported, jsonScanner{&g.OldAliases},
+		scanTime(&g.DriftChecked))
 	return g, err
 }
 
@@ -242,6 +245,7 @@ func (t *tx) absorb(from, to string) error {
 		`UPDATE outbox SET grp = ?1 WHERE grp = ?2`,
 		`DELETE FROM triggers WHERE grp = ?2 AND unique_key IN (SELECT unique_key FROM triggers WHERE grp = ?1)`,
 		`UPDATE triggers SET grp = ?1 WHERE grp = ?2`,
+		`DELETE FROM drift WHERE grp = ?2`,
 	} {
 		if _, err := t.exec(update, from, to); err != nil {
 			return err

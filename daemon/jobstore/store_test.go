@@ -342,7 +342,7 @@ func TestTablesAreStrict(t *testing.T) {
 		}
 		tables++
 	}
-	equal(t, "number of tables", tables, 9)
+	equal(t, "number of tables", tables, 10)
 }
 
 func TestMigrate(t *testing.T) {

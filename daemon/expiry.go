@@ -1,0 +1,274 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"byokd/daemon/control"
+	"byokd/daemon/jobstore"
+	"byokd/daemon/lifecycle"
+	"byokd/schedule"
+)
+
+const (
+	day = 24 * time.Hour
+
+	// Material that expires is renewed ahead of its ValidTo by a quarter of its
+	// validity, but no more than the first and, so that a long weekend's outage
+	// does not end a key, no less than the second; never by more than half.
+	longestLead  = 14 * day
+	shortestLead = 4 * day
+
+	// tickMargin is how long before the end of validity a rotation of the
+	// schedule must be for byokd to leave it to that. config sees to it that
+	// those of the schedule are, where it is kept.
+	tickMargin = day
+
+	// expiryLook is how often it is looked at the latest what expires.
+	expiryLook = time.Minute
+)
+
+// expiryWarnings are how many days ahead of ValidTo an event tells of it.
+var expiryWarnings = []int{1, 7, 30}
+
+// lead is how long before its end material is renewed that is valid for so long.
+// A fixed offset per group makes what was imported at one time not expire again
+// at one time.
+func lead(group string, validity time.Duration) time.Duration {
+	l := min(max(validity/4, shortestLead), longestLead, validity/2)
+	return l - schedule.Jitter(group, time.Time{}, l/8)
+}
+
+// decrypts reports whether something can be decrypted under a generation's key,
+// as far as byokd knows, until its material expires.
+func decrypts(g lifecycle.Generation) bool {
+	return (g.Stage == lifecycle.Active || g.Stage == lifecycle.Previous) && !g.ImportedAt.IsZero() &&
+		g.DeletionDate.IsZero() && g.MaterialDeletedAt.IsZero() && g.DisabledAt.IsZero()
+}
+
+// needed reports whether the active generation's KMS key ends with this other
+// generation, whose material it holds too.
+func needed(g lifecycle.Generation, generations []lifecycle.Generation) bool {
+	for _, active := range generations {
+		if active.Stage == lifecycle.Active {
+			return active.Number != g.Number && active.KeyID == g.KeyID && g.KeyID != ""
+		}
+	}
+	return false
+}
+
+// renewedAt is when a generation's material is to be renewed; zero: it does not
+// expire.
+func renewedAt(g lifecycle.Generation) time.Time {
+	if g.ValidTo.IsZero() {
+		return time.Time{}
+	}
+	return g.ValidTo.Add(-lead(g.Group, g.ValidTo.Sub(g.ImportedAt)))
+}
+
+// A renewal is what on_expiry asks for next; the zero one is nothing.
+type renewal struct {
+	at   time.Time
+	job  lifecycle.Kind
+	ends time.Time // ValidTo of what is renewed first
+}
+
+// renewal is when a group's key material is renewed, and how. next is the next
+// rotation of the schedule; zero: there is none.
+func (d *Daemon) renewal(g group, generations []lifecycle.Generation, next time.Time) (r renewal) {
+	if g.def == nil || g.gone || !d.cfg.Load().Designated {
+		return r
+	}
+	for _, gen := range generations {
+		at := renewedAt(gen)
+		if at.IsZero() || !decrypts(gen) {
+			continue
+		}
+		var job lifecycle.Kind
+		switch policy := g.def.Rotation.OnExpiry; {
+		case gen.HSMID != "" && (policy == "reimport" || needed(gen, generations)):
+			job = lifecycle.Synchronize
+		case policy == "rotate" && gen.Stage == lifecycle.Active && (next.IsZero() || !next.Before(gen.ValidTo.Add(-tickMargin))):
+			job = lifecycle.Rotate
+		default:
+			continue
+		}
+		if r.at.IsZero() || at.Before(r.at) {
+			r = renewal{at, job, gen.ValidTo}
+		}
+	}
+	return r
+}
+
+// watchExpiry warns of key material that expires, and asks for what on_expiry
+// says, until ctx ends.
+func (d *Daemon) watchExpiry(ctx context.Context) {
+	for {
+		if err := d.expire(ctx); err != nil && ctx.Err() == nil {
+			d.storeFailed("look at what expires", err)
+		}
+		if !sleep(ctx, expiryLook, d.expiryWake) {
+			return
+		}
+	}
+}
+
+// expire looks at the key material of all groups.
+func (d *Daemon) expire(ctx context.Context) error {
+	if !d.cfg.Load().Designated {
+		return nil
+	}
+	rows, err := d.store.AllGenerations(ctx)
+	if err != nil {
+		return err
+	}
+	byGroup := make(map[string][]lifecycle.Generation)
+	for _, row := range rows {
+		gen := generation(row)
+		byGroup[row.Group] = append(byGroup[row.Group], gen)
+		if g, ok := d.groups.get(row.Group); ok && g.def != nil && decrypts(gen) && !gen.ValidTo.IsZero() {
+			if err := d.warnOfExpiry(ctx, g, gen, row); err != nil {
+				return err
+			}
+		}
+	}
+	for name, generations := range byGroup {
+		if err := d.renew(ctx, name, generations); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// warnedDays is how many days ahead it is to be warned of a generation's expiry
+// now; 0: not yet, or not at all. What is valid for less than the days of a
+// warning is not warned of so early, and what has expired not any more.
+func warnedDays(g lifecycle.Generation, now time.Time) int {
+	left := g.ValidTo.Sub(now)
+	for _, days := range expiryWarnings {
+		if ahead := time.Duration(days) * day; left > 0 && left <= ahead && ahead < g.ValidTo.Sub(g.ImportedAt) {
+			return days
+		}
+	}
+	return 0
+}
+
+// warnOfExpiry emits BYOK Key Expiring where it is time to.
+func (d *Daemon) warnOfExpiry(ctx context.Context, g group, gen lifecycle.Generation, row jobstore.Generation) error {
+	days := warnedDays(gen, d.Now())
+	if days == 0 || row.WarnedValidTo.Equal(row.ValidTo) && row.WarnedDays <= days {
+		return nil
+	}
+	event := lifecycle.NewEvent(d.Now(), d.origin(d.definition(g.def), ""), lifecycle.KeyExpiring, []string{gen.KeyARN}, map[string]any{
+		"key_id": gen.KeyID, "generation": gen.Number, "valid_to": gen.ValidTo.UTC().Format(time.RFC3339)})
+	reported, err := d.store.ReportExpiring(ctx, gen.Number, row.ValidTo, days, jobstore.Event(event))
+	if err != nil || !reported {
+		return err
+	}
+	d.log.Warn("key material expires", "group", g.name, "generation", gen.Number, "key_id", gen.KeyID, "valid_to", gen.ValidTo.UTC())
+	wake(d.outboxWake)
+	return nil
+}
+
+// renew asks for the job that renews a group's key material, when it is due.
+func (d *Daemon) renew(ctx context.Context, name string, generations []lifecycle.Generation) error {
+	g, ok := d.groups.get(name)
+	if !ok || g.def == nil {
+		return nil
+	}
+	var rotated time.Time
+	for _, gen := range generations {
+		if gen.Stage == lifecycle.Active {
+			rotated = gen.ActivatedAt
+		}
+	}
+	_, next, _ := d.nextAfter(g, rotated)
+	r := d.renewal(g, generations, next)
+	now := d.Now()
+	if r.at.IsZero() || r.at.After(now) {
+		return nil
+	}
+	// Asked for again where the job was cancelled or given up, some times before
+	// the material ends, and daily once it has.
+	again := min(max(r.ends.Sub(r.at)/4, time.Minute), day)
+	key := fmt.Sprintf("expiry:%s:%s:%d", r.job, r.ends.UTC().Format(time.RFC3339), now.Sub(r.at)/again)
+	if g.renewing == key {
+		return nil
+	}
+	d.loading.Lock()
+	defer d.loading.Unlock()
+	if g, ok = d.groups.get(name); !ok || g.def == nil || g.gone || !d.cfg.Load().Designated {
+		return nil
+	}
+	a := ask{kind: r.job, group: g.def, trigger: triggerExpiry, key: key}
+	if r.job == lifecycle.Synchronize {
+		open, err := d.openJobs(ctx, name, lifecycle.Synchronize)
+		if err != nil {
+			return err
+		}
+		for _, row := range open {
+			if job, err := lifecycleJob(&row); err == nil && r.ends.Before(job.Request.ExpiringBefore) {
+				return nil // it goes on trying
+			}
+		}
+		for _, gen := range generations { // what is due by now goes with it
+			if at := renewedAt(gen); !at.After(now) && decrypts(gen) && !gen.ValidTo.Before(a.request.ExpiringBefore) {
+				a.request.ExpiringBefore = gen.ValidTo.Add(time.Second)
+			}
+		}
+	}
+	if _, _, err := d.enqueue(ctx, a); err != nil {
+		return err
+	}
+	d.log.Info("key material expires and is renewed", "group", name, "how", g.def.Rotation.OnExpiry, "valid_to", r.ends.UTC())
+	d.groups.update(name, func(g *group) { g.renewing = key })
+	return nil
+}
+
+// expiryProblems are what a person should know of a group's key material that
+// has expired, or will before long.
+func (d *Daemon) expiryProblems(g group, v *view, next time.Time) (problems []control.Problem) {
+	if g.def == nil {
+		return nil
+	}
+	policy, generations := g.def.Rotation.OnExpiry, v.generations[g.name]
+	r := d.renewal(g, generations, next)
+	for _, gen := range slices.Backward(generations) {
+		if gen.ValidTo.IsZero() || !decrypts(gen) {
+			continue
+		}
+		key := fmt.Sprintf("generation %d, KMS key %s", gen.Number, gen.KeyID)
+		active := gen.Stage == lifecycle.Active
+		reimports := gen.HSMID != "" && (policy == "reimport" || needed(gen, generations))
+		keep := fmt.Sprintf("byokctl sync %s --generation %d imports it anew", g.name, gen.Number)
+		if gen.HSMID == "" {
+			keep = "byokd does not have its material and cannot import it anew"
+		}
+		switch {
+		case !v.now.Before(gen.ValidTo) && (active || reimports):
+			problems = append(problems, control.Problem{Code: "expired", Since: control.At(gen.ValidTo),
+				Message: fmt.Sprintf("%s: its key material expired at %s: nothing can be encrypted or decrypted under it; %s", key, gen.ValidTo.UTC().Format(time.RFC3339), keep)})
+		case warnedDays(gen, v.now) > 0:
+			what := "byokd leaves it so (on_expiry = \"" + policy + "\"); " + keep
+			switch {
+			case g.gone:
+				what = "the group's file is gone, so byokd leaves it so; put the file back"
+			case !d.cfg.Load().Designated:
+				what = "the designated device does what on_expiry = \"" + policy + "\" says"
+			case reimports:
+				what = "byokd imports it anew at " + renewedAt(gen).UTC().Format(time.RFC3339)
+			case active && policy == "rotate":
+				at := r.at
+				if at.IsZero() || !next.IsZero() && next.Before(at) {
+					at = next
+				}
+				what = "byokd rotates at " + control.At(at).String() + "; to keep it as a previous key: " + keep
+			}
+			problems = append(problems, control.Problem{Code: "expiring",
+				Message: fmt.Sprintf("%s: its key material expires at %s, and then nothing can be decrypted that was encrypted under it: %s", key, gen.ValidTo.UTC().Format(time.RFC3339), what)})
+		}
+	}
+	return problems
+}
