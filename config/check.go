@@ -78,6 +78,9 @@ func (d *document) checkConfig(c *Config, opts Options, dirs directories) {
 		if name != "*" && !slices.Contains(detailTypes, name) {
 			d.problemf(join("hooks", name), `is not a detail-type that byokd emits: use "*" or one of %s`, list(detailTypes))
 		}
+		if command := c.Hooks[name]; len(command) > 0 && d.ok(join("hooks", name)) && !opts.SkipFiles {
+			d.checkCode(join("hooks", name), command[0], "program", dirs)
+		}
 	}
 }
 
@@ -122,15 +125,21 @@ func (d *document) checkModule(key, path string, dirs directories) {
 		d.problemf(key, "%q must be an absolute path, so that no search path decides what is loaded", path)
 		return
 	}
+	d.checkCode(key, path, "module", dirs)
+}
+
+// checkCode checks a file that byokd runs. One that is not there is none of its
+// business: see [Config.Missing].
+func (d *document) checkCode(key, path, what string, dirs directories) {
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return // see Missing
+		return
 	case err != nil:
 		d.problemf(key, "%s cannot be looked at: %v", path, reason(err))
 		return
 	case !info.Mode().IsRegular():
-		d.problemf(key, "%s %v: give the path of the module itself", path, errNotRegular)
+		d.problemf(key, "%s %v: give the path of the %s itself", path, errNotRegular, what)
 		return
 	}
 	if err := checkMode(path, info); err != nil {

@@ -85,7 +85,8 @@ type Config struct {
 
 	// Hooks are commands that are run on events, by detail-type, or "*" for
 	// all: [hooks]. A command gets the event as JSON on stdin, a cleared
-	// environment, and 60 s. Default: none.
+	// environment, and 60 s. Nobody but its owner may write to the program or
+	// to its directory. Default: none.
 	Hooks map[string]Command `toml:"hooks"`
 
 	src source
@@ -532,7 +533,8 @@ func (c *Config) Socket() string { return filepath.Join(c.RuntimeDir, "control.s
 func (c *Config) RequestsDir() string { return filepath.Join(c.RuntimeDir, "requests") }
 
 // Missing returns what byokd.toml refers to and is not there, or not yet:
-// PKCS#11 modules and secret files. byokd runs without them and waits.
+// PKCS#11 modules, secret files and the programs of hooks. byokd runs without
+// them and waits.
 func (c *Config) Missing() Problems {
 	var missing Problems
 	add := func(key, format string, args ...any) {
@@ -561,6 +563,11 @@ func (c *Config) Missing() Problems {
 	for _, name := range slices.Sorted(maps.Keys(c.Credentials)) {
 		if f, ok := c.Credentials[name].AccessKeySource(); ok {
 			secret(join("credentials", name), "access_key_csv", "access_key_credential", f)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Hooks)) {
+		if _, err := os.Stat(c.Hooks[name][0]); errors.Is(err, os.ErrNotExist) {
+			add(join("hooks", name), "%s does not exist: install the program or correct the path", c.Hooks[name][0])
 		}
 	}
 	missing.sort()

@@ -31,7 +31,6 @@ func (l later[T]) check(d *document, v *T) {
 var laterConfig = []later[Config]{
 	{"drift_check", func(c *Config) bool { return c.DriftCheck != 0 && c.DriftCheck != Duration(time.Hour) }, `"1h" or "0s"`},
 	{"page.listen", func(c *Config) bool { return c.Page.Listen != "" }, `""`},
-	{"hooks", func(c *Config) bool { return len(c.Hooks) > 0 }, ""},
 }
 
 var laterGroup = []later[Group]{

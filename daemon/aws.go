@@ -227,6 +227,6 @@ func (d *Daemon) newEngine() *lifecycle.Engine {
 	return &lifecycle.Engine{
 		Journal: journal{d}, HSM: d.tokens.get, KMS: d.kms,
 		Host: d.host, Log: d.log, Now: d.Now, CreateLook: createLook(), SamePolicy: cloud.SamePolicy,
-		Announce: func() bool { return d.cfg.Load().Events.Enabled },
+		Announce: d.announces,
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"byokd/cloud"
 	"byokd/daemon/control"
@@ -84,13 +85,109 @@ func controlJob(row jobstore.Job, joined bool) control.Job {
 	return job
 }
 
+// knows refuses the name of a group that neither is nor was one; "" is good.
+func (d *Daemon) knows(ctx context.Context, name string) error {
+	if _, known := d.groups.get(name); known || name == "" {
+		return nil
+	}
+	_, err := d.store.Group(ctx, name)
+	if errors.Is(err, jobstore.ErrNotFound) {
+		return unknownGroup(name)
+	}
+	return err
+}
+
+// Timeline returns the generations over time of the named groups, or of all.
+func (d *Daemon) Timeline(ctx context.Context, names []string) ([]control.Timeline, error) {
+	statuses, err := d.Status(ctx, names)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := d.store.AllGenerations(ctx)
+	if err != nil {
+		return nil, err
+	}
+	generations := make(map[string][]lifecycle.Generation)
+	for _, row := range rows {
+		generations[row.Group] = append(generations[row.Group], generation(row))
+	}
+	timelines := []control.Timeline{}
+	for _, s := range statuses {
+		timelines = append(timelines, control.Timeline{Group: s.Group, State: s.State, Alias: s.Alias,
+			NextRotation: s.NextRotation, Generations: periods(generations[s.Group], d.Now())})
+	}
+	return timelines, nil
+}
+
+// periods are generations over time: one is active until another takes over.
+func periods(generations []lifecycle.Generation, now time.Time) []control.Period {
+	var all []control.Period
+	for _, g := range generations {
+		p := control.Period{Generation: g.Number, State: g.State(now), KeyID: control.String(g.KeyID), MadeAt: control.At(g.GeneratedAt),
+			DisabledAt: control.At(g.DisabledAt), MaterialDeletedAt: control.At(g.MaterialDeletedAt),
+			DeletionDate: control.At(g.DeletionDate), ValidTo: control.At(g.ValidTo)}
+		if p.MadeAt.IsZero() {
+			p.MadeAt = control.At(g.CreatedAt)
+		}
+		if g.Stage == lifecycle.Active || g.Stage == lifecycle.Previous {
+			p.ActiveFrom = control.At(g.ActivatedAt)
+		}
+		all = append(all, p)
+	}
+	for i := range all {
+		p := &all[i]
+		if p.ActiveFrom.IsZero() || generations[i].Stage == lifecycle.Active {
+			continue
+		}
+		for _, other := range all {
+			if other.ActiveFrom.After(p.ActiveFrom.Time) && (p.ActiveTo.IsZero() || other.ActiveFrom.Before(p.ActiveTo.Time)) {
+				p.ActiveTo = other.ActiveFrom
+			}
+		}
+	}
+	return all
+}
+
+// Events returns the events that byokd emitted, newest first.
+func (d *Daemon) Events(ctx context.Context, f control.EventFilter) ([]control.Event, error) {
+	if err := d.knows(ctx, f.Group); err != nil {
+		return nil, err
+	}
+	rows, err := d.store.Events(ctx, jobstore.EventFilter(f))
+	if err != nil {
+		return nil, err
+	}
+	events := []control.Event{}
+	for _, e := range rows {
+		events = append(events, control.Event{EventID: e.ID, Sequence: e.Sequence, Group: e.Group, DetailType: e.DetailType, State: e.State,
+			OccurredAt: control.At(e.OccurredAt), JobID: control.String(e.JobID), Region: control.String(e.Region),
+			Account: control.String(e.Account), Resources: e.Resources, Attempt: e.Attempt, NextAttempt: control.At(e.NextAttempt),
+			SentAt: control.At(e.SentAt), AWSEventID: control.String(e.AWSEventID), Error: control.String(e.Error), Detail: e.Detail})
+	}
+	return events, nil
+}
+
+// Audit returns the audit trail, newest first.
+func (d *Daemon) Audit(ctx context.Context, f control.AuditFilter) ([]control.AuditEntry, error) {
+	if err := d.knows(ctx, f.Group); err != nil {
+		return nil, err
+	}
+	rows, err := d.store.Audit(ctx, jobstore.AuditFilter(f))
+	if err != nil {
+		return nil, err
+	}
+	entries := []control.AuditEntry{}
+	for _, a := range rows {
+		entries = append(entries, control.AuditEntry{At: control.At(a.At), Group: control.String(a.Group), JobID: control.String(a.JobID),
+			Actor: a.Actor, Action: a.Action, Detail: control.String(a.Detail), Definition: control.String(a.Definition)})
+	}
+	return entries, nil
+}
+
 // Jobs returns jobs, newest first.
 func (d *Daemon) Jobs(ctx context.Context, f control.JobFilter) ([]control.JobSummary, error) {
-	if f.Group != "" {
-		_, known := d.groups.get(f.Group)
-		if _, err := d.store.Group(ctx, f.Group); !known && errors.Is(err, jobstore.ErrNotFound) {
-			return nil, unknownGroup(f.Group)
-		}
+	if err := d.knows(ctx, f.Group); err != nil {
+		return nil, err
 	}
 	rows, err := d.store.Jobs(ctx, jobstore.JobFilter{Group: f.Group, State: f.State, Limit: f.Limit})
 	if err != nil {
@@ -333,9 +430,25 @@ func (d *Daemon) Daemon(ctx context.Context) (control.DaemonStatus, error) {
 	if err != nil {
 		return control.DaemonStatus{}, err
 	}
+	hooks, err := d.hooks.statuses(ctx)
+	if err != nil {
+		return control.DaemonStatus{}, err
+	}
 	return control.DaemonStatus{Version: control.BuildVersion(d.Version), Designated: d.cfg.Load().Designated, Host: d.host,
 		StartedAt: control.At(d.started), Config: d.ConfigPath, LastReload: *d.reloaded.Load(), Endpoints: d.endpoints(),
-		Outbox: control.Outbox{Pending: stats.Pending, Parked: stats.Parked}, HSMs: hsms}, nil
+		Outbox: control.Outbox{Pending: stats.Pending, Parked: stats.Parked}, HSMs: hsms, Hooks: hooks,
+		Quotas: control.Quotas{GetParametersForImport: d.cfg.Load().AWS.Quotas.GetParametersForImport}, Problems: d.problems()}, nil
+}
+
+// problems are what a person should know of byokd as a whole.
+func (d *Daemon) problems() []control.Problem {
+	var all []control.Problem
+	for _, p := range append([]*problem{d.storing.Load(), d.unreadable.Load()}, d.listeners.problems()...) {
+		if p != nil {
+			all = append(all, control.Problem{Code: p.code, Message: p.message, Since: control.At(p.since)})
+		}
+	}
+	return all
 }
 
 // endpoints are the AWS endpoints that are not AWS's own: those for all Regions,

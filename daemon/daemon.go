@@ -126,13 +126,17 @@ type Daemon struct {
 	runner  *schedule.Runner
 	groups  *groups
 	outbox  *outbox
+	hooks   *hooks
 	metrics *metrics
+
+	listeners *listeners
 
 	socket   net.Listener
 	requests *requests
 
 	jobsWake   chan struct{} // a job may have become claimable
 	outboxWake chan struct{} // an event may have become due
+	hooksWake  chan struct{} // a hook may be to be run
 	groupsWake chan struct{} // a group may have to be reconciled
 	expiryWake chan struct{} // key material may expire at another time
 	loadWake   chan struct{} // the group files are to be read again
@@ -179,7 +183,8 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 		o.Notifier = new(systemd.Notifier)
 	}
 	d := &Daemon{Options: o, log: o.Logger, started: o.Now(),
-		jobsWake: make(chan struct{}, 1), outboxWake: make(chan struct{}, 1), groupsWake: make(chan struct{}, 1), expiryWake: make(chan struct{}, 1), loadWake: make(chan struct{}, 1),
+		jobsWake: make(chan struct{}, 1), outboxWake: make(chan struct{}, 1), hooksWake: make(chan struct{}, 1),
+		groupsWake: make(chan struct{}, 1), expiryWake: make(chan struct{}, 1), loadWake: make(chan struct{}, 1),
 		changes: newBroadcast(), running: make(map[string]int), fatal: make(chan error, 1)}
 	if d.host, err = os.Hostname(); err != nil {
 		return nil, fmt.Errorf("read this machine's name: %w", err)
@@ -193,15 +198,14 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 	d.setLog(cfg)
 	d.reloaded.Store(&control.Reload{At: control.At(o.Now()), OK: true})
 
-	for _, p := range cfg.Missing() {
-		d.log.Error("a file that byokd.toml names is missing", "problem", p.String())
-	}
+	d.tellMissing(cfg)
 
 	path := cfg.Database()
-	d.store, err = jobstore.Open(ctx, path, jobstore.Options{Now: o.Now})
+	store := jobstore.Options{Now: o.Now, Local: func() bool { return !d.cfg.Load().Events.Enabled }}
+	d.store, err = jobstore.Open(ctx, path, store)
 	for wait := lockWait; errors.Is(err, jobstore.ErrInUse) && wait > 0 && ctx.Err() == nil; wait -= lockPause {
 		sleep(ctx, lockPause, nil)
-		d.store, err = jobstore.Open(ctx, path, jobstore.Options{Now: o.Now})
+		d.store, err = jobstore.Open(ctx, path, store)
 	}
 	switch {
 	case errors.Is(err, jobstore.ErrNotExist):
@@ -232,6 +236,7 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 	}
 
 	d.metrics = newMetrics(d)
+	d.listeners = newListeners(d)
 	d.cloud = cloud.New(d.cloudSettings(cfg))
 	if err := d.cloud.Validate(); err != nil {
 		return nil, &ExitError{ExitHelpless, err}
@@ -240,6 +245,10 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 	d.engine = d.newEngine()
 	d.groups = newGroups(d)
 	d.outbox = newOutbox(d)
+	d.hooks = newHooks(d)
+	if err := d.hooks.follow(ctx); err != nil {
+		return nil, err
+	}
 	d.runner = schedule.NewRunner(o.Now, d.fire)
 
 	if err := os.MkdirAll(cfg.RuntimeDir, 0o750); err != nil {
@@ -257,6 +266,13 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 
 func (d *Daemon) configOptions() config.Options {
 	return config.Options{LookupEnv: d.LookupEnv, UID: os.Geteuid()}
+}
+
+// tellMissing logs what byokd.toml names and is not there.
+func (d *Daemon) tellMissing(cfg *config.Config) {
+	for _, p := range cfg.Missing() {
+		d.log.Error("a file that byokd.toml names is missing", "problem", p.String())
+	}
 }
 
 // run starts the loops, says READY and waits for the end.
@@ -285,6 +301,7 @@ func (d *Daemon) run(ctx context.Context) error {
 	loop(d.runner.Run)
 	loop(d.work)
 	loop(d.outbox.run)
+	loop(d.hooks.run)
 	loop(d.groups.run)
 	loop(d.tokens.run)
 	loop(d.watchRequests)
@@ -360,9 +377,21 @@ func (d *Daemon) reloads(ctx context.Context) {
 func (d *Daemon) wakeAll() {
 	d.runner.Wake()
 	wake(d.jobsWake)
-	wake(d.outboxWake)
+	d.wakeEvents()
 	wake(d.groupsWake)
 	wake(d.expiryWake)
+}
+
+// wakeEvents has everybody who waits for events look for them.
+func (d *Daemon) wakeEvents() {
+	wake(d.outboxWake)
+	wake(d.hooksWake)
+}
+
+// announces reports whether anybody is to be told of events.
+func (d *Daemon) announces() bool {
+	cfg := d.cfg.Load()
+	return cfg.Events.Enabled || len(cfg.Hooks) > 0
 }
 
 func wake(c chan struct{}) {

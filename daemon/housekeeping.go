@@ -125,7 +125,7 @@ func (d *Daemon) permissionsChanged(ctx context.Context) {
 	}
 	d.groups.lookAgain()
 	wake(d.jobsWake)
-	wake(d.outboxWake)
+	d.wakeEvents()
 }
 
 // tidy reports groups that have been invalid or overdue for long enough.
@@ -147,7 +147,7 @@ func (d *Daemon) tidy(ctx context.Context) {
 		if n := control.Severity(s.State); len(s.Problems) > 0 && n > severity {
 			worst, severity = name+": "+s.Problems[0].Message, n
 		}
-		if cfg := d.cfg.Load(); !cfg.Designated || !cfg.Events.Enabled {
+		if !d.cfg.Load().Designated || !d.announces() {
 			continue
 		}
 		if err := d.report(ctx, g, s, v); err != nil && ctx.Err() == nil {
@@ -182,7 +182,7 @@ func (d *Daemon) report(ctx context.Context, g group, s control.GroupStatus, v *
 			return err
 		}
 		d.groups.update(g.name, func(g *group) { g.told = true })
-		wake(d.outboxWake)
+		d.wakeEvents()
 	}
 	if g.invalid == nil && g.row.InvalidReported != "" {
 		if err := d.store.ClearInvalid(ctx, g.name); err != nil {
@@ -197,7 +197,7 @@ func (d *Daemon) report(ctx context.Context, g group, s control.GroupStatus, v *
 		}
 		d.log.Error("rotation is overdue", "group", g.name, "due_at", due.UTC())
 		d.groups.update(g.name, func(g *group) { g.row.OverdueReported = due })
-		wake(d.outboxWake)
+		d.wakeEvents()
 	}
 	return nil
 }

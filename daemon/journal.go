@@ -51,7 +51,7 @@ func (j journal) Record(ctx context.Context, c lifecycle.Change) error {
 	afterRecord()
 	j.d.storeWorks()
 	if len(c.Events) > 0 {
-		wake(j.d.outboxWake)
+		j.d.wakeEvents()
 	}
 	if len(c.Jobs) > 0 {
 		wake(j.d.jobsWake)

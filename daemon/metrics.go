@@ -2,10 +2,9 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net"
 	"net/http"
+	"runtime"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -23,6 +22,7 @@ type metrics struct {
 	jobs      *prometheus.CounterVec
 	durations *prometheus.HistogramVec
 	requests  *prometheus.CounterVec
+	hooks     *prometheus.CounterVec
 }
 
 func newMetrics(d *Daemon) *metrics {
@@ -35,8 +35,10 @@ func newMetrics(d *Daemon) *metrics {
 			Help: "How long the steps of completed jobs took.", Buckets: prometheus.ExponentialBuckets(0.005, 3, 10)}, []string{"step"}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "byokd_aws_requests_total",
 			Help: "Requests sent to AWS by operation and answer."}, []string{"operation", "code"}),
+		hooks: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "byokd_hook_runs_total",
+			Help: "Runs of the commands of [hooks] by how they ended: ok or failed."}, []string{"hook", "result"}),
 	}
-	m.registry.MustRegister(m.jobs, m.durations, m.requests, collector{m})
+	m.registry.MustRegister(m.jobs, m.durations, m.requests, m.hooks, collector{m})
 	return m
 }
 
@@ -63,27 +65,16 @@ func (m *metrics) steps(job *lifecycle.Job) {
 	}
 }
 
-// serve answers Prometheus on [metrics] listen until ctx ends.
-func (m *metrics) serve(ctx context.Context) {
-	address := m.d.cfg.Load().Metrics.Listen
-	if address == "" {
-		return
-	}
-	listener, err := net.Listen("tcp", address)
-	if err != nil {
-		// Metrics are not what byokd is for: it rotates without them.
-		m.d.log.Error("metrics cannot be served", "listen", address, "err", err)
-		return
-	}
-	m.d.log.Info("metrics are served", "listen", listener.Addr().String())
+// handler answers Prometheus.
+func (m *metrics) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
-	stop := context.AfterFunc(ctx, func() { server.Close() })
-	defer stop()
-	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-		m.d.log.Error("metrics are no longer served", "err", err)
-	}
+	return mux
+}
+
+// serve answers Prometheus on [metrics] listen until ctx ends.
+func (m *metrics) serve(ctx context.Context) {
+	m.d.listeners.serve(ctx, "metrics", m.d.cfg.Load().Metrics.Listen, nil, m.handler())
 }
 
 // A collector reads what is so at the moment it is asked.
@@ -97,6 +88,11 @@ var (
 	stateDesc        = prometheus.NewDesc("byokd_group_state", "1 for the state that the group is in.", []string{"group", "state"}, nil)
 	pendingDesc      = prometheus.NewDesc("byokd_outbox_pending", "Events that have not reached their bus.", nil, nil)
 	parkedDesc       = prometheus.NewDesc("byokd_outbox_parked", "Events that EventBridge refused for good.", nil, nil)
+	oldestDesc       = prometheus.NewDesc("byokd_outbox_oldest_pending_timestamp_seconds", "When the oldest event occurred that has not reached its bus; no sample where there is none.", nil, nil)
+	overdueDesc      = prometheus.NewDesc("byokd_overdue_since_timestamp_seconds", "The due time of a rotation that is late by more than overdue_after; no sample where none is.", []string{"group"}, nil)
+	problemDesc      = prometheus.NewDesc("byokd_group_problems", "Problems of a group by code, as in byokctl status.", []string{"group", "code"}, nil)
+	hookWaitingDesc  = prometheus.NewDesc("byokd_hook_events_waiting", "Events that a hook's command is still to be run for.", []string{"hook"}, nil)
+	buildDesc        = prometheus.NewDesc("byokd_build_info", "1, with byokd's version.", []string{"version", "goversion"}, nil)
 	reloadDesc       = prometheus.NewDesc("byokd_config_last_reload_successful", "1 where the last reading of byokd.toml succeeded.", nil, nil)
 	sessionsDesc     = prometheus.NewDesc("byokd_hsm_sessions_in_use", "PKCS#11 sessions in use.", []string{"hsm"}, nil)
 	hsmErrorsDesc    = prometheus.NewDesc("byokd_hsm_errors_total", "Failed PKCS#11 operations by CKR code.", []string{"hsm", "ckr"}, nil)
@@ -129,6 +125,16 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		at(nextRotationDesc, s.NextRotation.Time, s.Group)
 		at(expiryDesc, s.Active.ValidTo.Time, s.Group)
 		gauge(stateDesc, 1, s.Group, s.State)
+		problems := make(map[string]int)
+		for _, p := range s.Problems {
+			problems[p.Code]++
+			if p.Code == "overdue" {
+				at(overdueDesc, p.Since.Time, s.Group)
+			}
+		}
+		for code, n := range problems {
+			gauge(problemDesc, float64(n), s.Group, code)
+		}
 	}
 	if rows, err := d.store.AllGenerations(ctx); err == nil {
 		first := make(map[string]time.Time)
@@ -144,7 +150,16 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	if stats, err := d.store.OutboxStats(ctx); err == nil {
 		gauge(pendingDesc, float64(stats.Pending))
 		gauge(parkedDesc, float64(stats.Parked))
+		if !stats.Oldest.IsZero() {
+			gauge(oldestDesc, float64(stats.Oldest.UnixMilli())/1000)
+		}
 	}
+	if hooks, err := d.store.Hooks(ctx); err == nil {
+		for _, h := range hooks {
+			gauge(hookWaitingDesc, float64(h.Waiting), h.Name)
+		}
+	}
+	gauge(buildDesc, 1, d.Version, runtime.Version())
 	gauge(reloadDesc, boolValue(d.reloaded.Load().OK))
 	gauge(designatedDesc, boolValue(d.cfg.Load().Designated))
 	for name, t := range d.tokens.m {

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 
@@ -26,11 +27,15 @@ func (d *Daemon) reload(ctx context.Context) {
 	next := followed(old, cfg)
 	d.cfg.Store(next)
 	d.setLog(next)
+	d.tellMissing(next)
 	if slices.ContainsFunc(follow, func(key string) bool { return strings.HasPrefix(key, "credentials") }) {
 		d.cloud.SetCredentials(credentials(next))
 		d.groups.lookAnew() // they may lead to another account now
 	}
 	d.permissionsChanged(ctx) // a person has been at work
+	if err := errors.Join(d.store.ForgiveHooks(ctx), d.hooks.follow(ctx)); err != nil {
+		d.storeFailed("store the hooks", err)
+	}
 	d.outbox.forget()
 	if !old.Designated && next.Designated {
 		d.log.Info("this is the designated device now")

@@ -18,13 +18,14 @@ type view struct {
 	discarded   map[string]jobstore.Job // a group's last job of its kind, where it was given up
 	parked      map[string][]jobstore.OutboxEvent
 	tokens      map[string]*problem
+	hooks       map[string][]jobstore.Hook // that failed, by the group of the event
 	storing     *problem
 }
 
 func (d *Daemon) view(ctx context.Context) (*view, error) {
 	v := &view{now: d.Now(), generations: make(map[string][]lifecycle.Generation), open: make(map[string][]jobstore.Job),
 		discarded: make(map[string]jobstore.Job), parked: make(map[string][]jobstore.OutboxEvent),
-		tokens: make(map[string]*problem), storing: d.storing.Load()}
+		tokens: make(map[string]*problem), hooks: make(map[string][]jobstore.Hook), storing: d.storing.Load()}
 	rows, err := d.store.AllGenerations(ctx)
 	if err != nil {
 		return nil, err
@@ -57,6 +58,15 @@ func (d *Daemon) view(ctx context.Context) (*view, error) {
 		}
 		for _, e := range parked {
 			v.parked[e.Group] = append(v.parked[e.Group], e)
+		}
+	}
+	hooks, err := d.store.Hooks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range hooks {
+		if h.Error != "" {
+			v.hooks[h.Group] = append(v.hooks[h.Group], h)
 		}
 	}
 	for name, t := range d.tokens.m {
@@ -189,6 +199,9 @@ func (d *Daemon) groupProblems(g group, v *view, due time.Time) []control.Proble
 	}
 	for _, e := range v.parked[g.name] {
 		add("event-parked", fmt.Sprintf("event %s, %s, is not taken by EventBridge and is parked: %s", e.ID, e.DetailType, e.Error), e.OccurredAt)
+	}
+	for _, h := range v.hooks[g.name] {
+		add("hook-failed", fmt.Sprintf("hook %q failed for event %s: %s; mend its command, then reload byokd; it is not run again for this event", h.Name, h.EventID, h.Error), h.RanAt)
 	}
 	if g.def != nil {
 		if p := v.tokens[g.def.HSM]; p != nil {

@@ -219,7 +219,7 @@ func (d *Daemon) settle(ctx context.Context, row *jobstore.Job, job *lifecycle.J
 		}
 	}
 	wake(d.jobsWake)
-	wake(d.outboxWake)
+	d.wakeEvents()
 	if err == nil {
 		d.metrics.steps(job)
 	}
@@ -283,7 +283,7 @@ func backoff(attempt int, outage bool) time.Duration {
 // failureEvent is BYOK Rotation Failed where it is due: at once for what needs a
 // person, after a while for what may heal, then at most daily per job.
 func (d *Daemon) failureEvent(row *jobstore.Job, job *lifecycle.Job, err error, now time.Time, atOnce bool) (jobstore.Change, bool) {
-	if row.Kind != string(lifecycle.Rotate) || job == nil || !d.cfg.Load().Events.Enabled {
+	if row.Kind != string(lifecycle.Rotate) || job == nil || !d.announces() {
 		return jobstore.Change{}, false
 	}
 	first := row.FirstFailed

@@ -14,6 +14,9 @@ import (
 type scenario struct {
 	Groups        []control.GroupStatus
 	Keys          map[string][]control.Key
+	Timelines     []control.Timeline
+	Events        []control.Event
+	Audit         []control.AuditEntry
 	Jobs          []control.Job
 	Follow        map[string][]json.RawMessage // what changes of a job after its first state, by ID
 	HSMs          []control.HSMStatus
@@ -82,10 +85,43 @@ func (f *fake) Keys(_ context.Context, group string) ([]control.Key, error) {
 	return f.scenario.Keys[group], f.has(group)
 }
 
+func (f *fake) Timeline(_ context.Context, groups []string) ([]control.Timeline, error) {
+	for _, g := range groups {
+		if !slices.ContainsFunc(f.scenario.Timelines, func(t control.Timeline) bool { return t.Group == g }) {
+			return nil, f.has(g)
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(f.scenario.Timelines), func(t control.Timeline) bool {
+		return len(groups) > 0 && !slices.Contains(groups, t.Group)
+	}), nil
+}
+
+func (f *fake) Events(_ context.Context, filter control.EventFilter) ([]control.Event, error) {
+	var events []control.Event
+	for _, e := range f.scenario.Events {
+		if (filter.Group == "" || filter.Group == e.Group) && (filter.State == "" || filter.State == e.State) &&
+			(filter.Limit == 0 || len(events) < filter.Limit) {
+			events = append(events, e)
+		}
+	}
+	return events, nil
+}
+
+func (f *fake) Audit(_ context.Context, filter control.AuditFilter) ([]control.AuditEntry, error) {
+	var entries []control.AuditEntry
+	for _, a := range f.scenario.Audit {
+		if (filter.Group == "" || filter.Group == string(a.Group)) && (filter.JobID == "" || filter.JobID == string(a.JobID)) &&
+			(filter.Limit == 0 || len(entries) < filter.Limit) {
+			entries = append(entries, a)
+		}
+	}
+	return entries, nil
+}
+
 func (f *fake) Jobs(_ context.Context, filter control.JobFilter) ([]control.JobSummary, error) {
 	var jobs []control.JobSummary
 	for _, j := range f.scenario.Jobs {
-		if (filter.Group == "" || filter.Group == j.Group) && (filter.State == "" || filter.State == j.State) &&
+		if (filter.Group == "" || filter.Group == j.Group) && (filter.State == "" || filter.State == j.State || filter.State == control.JobOpen && !j.Final()) &&
 			(filter.Limit == 0 || len(jobs) < filter.Limit) {
 			jobs = append(jobs, j.JobSummary)
 		}

@@ -58,15 +58,38 @@ func (c *Client) Keys(ctx context.Context, group string) (keys []Key, err error)
 
 // Jobs returns the jobs that the filter chooses, newest first.
 func (c *Client) Jobs(ctx context.Context, filter JobFilter) (jobs []JobSummary, err error) {
-	q := url.Values{"limit": {strconv.Itoa(filter.Limit)}}
-	if filter.Group != "" {
-		q.Set("group", filter.Group)
-	}
-	if filter.State != "" {
-		q.Set("state", filter.State)
-	}
-	err = c.get(ctx, "/v1/jobs", q, &jobs)
+	err = c.get(ctx, "/v1/jobs", query(filter.Limit, "group", filter.Group, "state", filter.State), &jobs)
 	return jobs, err
+}
+
+// query makes a query of a limit and of those parameters that are not empty.
+func query(limit int, pairs ...string) url.Values {
+	q := url.Values{"limit": {strconv.Itoa(limit)}}
+	for i := 0; i < len(pairs); i += 2 {
+		if pairs[i+1] != "" {
+			q.Set(pairs[i], pairs[i+1])
+		}
+	}
+	return q
+}
+
+// Timeline returns the generations over time of the named groups, or of all for
+// none, worst first.
+func (c *Client) Timeline(ctx context.Context, groups ...string) (timelines []Timeline, err error) {
+	err = c.get(ctx, "/v1/timeline", url.Values{"group": groups}, &timelines)
+	return timelines, err
+}
+
+// Events returns the events that the filter chooses, newest first.
+func (c *Client) Events(ctx context.Context, filter EventFilter) (events []Event, err error) {
+	err = c.get(ctx, "/v1/events", query(filter.Limit, "group", filter.Group, "state", filter.State), &events)
+	return events, err
+}
+
+// Audit returns the audit entries that the filter chooses, newest first.
+func (c *Client) Audit(ctx context.Context, filter AuditFilter) (entries []AuditEntry, err error) {
+	err = c.get(ctx, "/v1/audit", query(filter.Limit, "group", filter.Group, "job", filter.JobID), &entries)
+	return entries, err
 }
 
 // Job returns one job.

@@ -10,6 +10,9 @@
 //
 //	GET  /v1/status?group=G…                     []GroupStatus, worst first
 //	GET  /v1/groups/G/keys                       []Key
+//	GET  /v1/timeline?group=G…                   []Timeline, worst first
+//	GET  /v1/events?group=G&state=S&limit=N      []Event, newest first
+//	GET  /v1/audit?group=G&job=ID&limit=N        []AuditEntry, newest first
 //	GET  /v1/jobs?group=G&state=S&limit=N        []JobSummary, newest first
 //	GET  /v1/jobs/ID                             Job
 //	GET  /v1/jobs/ID?follow=1                    one Job a line, until it is final
@@ -54,7 +57,17 @@ type Backend interface {
 	// Keys returns a group's generations in ascending order. [UnknownGroup].
 	Keys(ctx context.Context, group string) ([]Key, error)
 
-	// Jobs returns jobs, newest first.
+	// Timeline returns the generations over time of the named groups, or of all
+	// for none. [UnknownGroup]. The Server puts the groups in order.
+	Timeline(ctx context.Context, groups []string) ([]Timeline, error)
+
+	// Events returns the events that byokd emitted, newest first. [UnknownGroup].
+	Events(ctx context.Context, filter EventFilter) ([]Event, error)
+
+	// Audit returns the audit trail, newest first. [UnknownGroup].
+	Audit(ctx context.Context, filter AuditFilter) ([]AuditEntry, error)
+
+	// Jobs returns jobs, newest first. [UnknownGroup].
 	Jobs(ctx context.Context, filter JobFilter) ([]JobSummary, error)
 
 	// Job returns one job with its steps. [UnknownJob].
@@ -213,13 +226,23 @@ func Severity(state string) int {
 	return len(severity) - slices.Index(severity, state)
 }
 
-// sortWorstFirst sorts by severity, then groups with problems first, then by
+// SortWorstFirst sorts by severity, then groups with problems first, then by
 // name. A state that it does not know counts as the worst.
-func sortWorstFirst(groups []GroupStatus) {
+func SortWorstFirst(groups []GroupStatus) {
 	slices.SortFunc(groups, func(a, b GroupStatus) int {
 		return cmp.Or(
 			cmp.Compare(slices.Index(severity, a.State), slices.Index(severity, b.State)),
 			cmp.Compare(min(len(b.Problems), 1), min(len(a.Problems), 1)),
+			cmp.Compare(a.Group, b.Group),
+		)
+	})
+}
+
+// SortTimelines puts timelines in the order of the groups' severity, then by name.
+func SortTimelines(timelines []Timeline) {
+	slices.SortFunc(timelines, func(a, b Timeline) int {
+		return cmp.Or(
+			cmp.Compare(slices.Index(severity, a.State), slices.Index(severity, b.State)),
 			cmp.Compare(a.Group, b.Group),
 		)
 	})
@@ -237,6 +260,86 @@ type Key struct {
 	CreatedAt     Time   `json:"created_at"`
 	ImportedAt    Time   `json:"imported_at"`
 	ValidTo       Time   `json:"valid_to"`
+}
+
+// A Timeline is a group's generations over time.
+type Timeline struct {
+	Group        string       `json:"group"`
+	State        string       `json:"state"` // as in GroupStatus
+	Alias        String       `json:"alias"`
+	NextRotation Time         `json:"next_rotation"` // null: none planned
+	Generations  List[Period] `json:"generations"`   // ascending
+}
+
+// A Period is a generation over time. What is null has not happened, or is not
+// planned.
+type Period struct {
+	Generation        int    `json:"generation"`
+	State             string `json:"state"` // as in Key
+	KeyID             String `json:"key_id"`
+	MadeAt            Time   `json:"made_at"` // in the HSM; of one that byokd did not make, the KMS key's creation
+	ActiveFrom        Time   `json:"active_from"`
+	ActiveTo          Time   `json:"active_to"` // when the alias went on to another; null: it points at this one
+	DisabledAt        Time   `json:"disabled_at"`
+	MaterialDeletedAt Time   `json:"material_deleted_at"`
+	DeletionDate      Time   `json:"deletion_date"` // of the KMS key
+	ValidTo           Time   `json:"valid_to"`      // null: does not expire
+}
+
+// An Event is one that byokd emitted, with what became of it.
+type Event struct {
+	EventID     string          `json:"event_id"`
+	Sequence    int64           `json:"sequence"` // within the group, from 1
+	Group       string          `json:"group"`
+	DetailType  string          `json:"detail_type"`
+	State       string          `json:"state"` // one of the Event constants
+	OccurredAt  Time            `json:"occurred_at"`
+	JobID       String          `json:"job_id"`
+	Region      String          `json:"region"`
+	Account     String          `json:"account"`
+	Resources   List[string]    `json:"resources"`
+	Attempt     int             `json:"attempt"`      // attempts that failed
+	NextAttempt Time            `json:"next_attempt"` // null: at once, or none
+	SentAt      Time            `json:"sent_at"`
+	AWSEventID  String          `json:"aws_event_id"`
+	Error       String          `json:"error"` // of the last attempt that failed
+	Detail      json.RawMessage `json:"detail"`
+}
+
+// The states of an event.
+const (
+	EventPending = "pending" // waits to be sent
+	EventSent    = "sent"    // EventBridge has accepted it
+	EventParked  = "parked"  // EventBridge refused it for good
+	EventLocal   = "local"   // for hooks alone: [events] was off
+)
+
+// EventStates are the states of an event.
+var EventStates = []string{EventPending, EventSent, EventParked, EventLocal}
+
+// An EventFilter chooses events. The zero value chooses all of them.
+type EventFilter struct {
+	Group string // "": any
+	State string // one of EventStates; "": any
+	Limit int    // 0: no limit
+}
+
+// An AuditEntry is one line of the audit trail.
+type AuditEntry struct {
+	At         Time   `json:"at"`
+	Group      String `json:"group"` // null: of none
+	JobID      String `json:"job_id"`
+	Actor      string `json:"actor"` // a user, the owner of a request file, or a trigger
+	Action     string `json:"action"`
+	Detail     String `json:"detail"`
+	Definition String `json:"definition"` // digest of the definition in force; null: of none
+}
+
+// An AuditFilter chooses audit entries. The zero value chooses all of them.
+type AuditFilter struct {
+	Group string // "": any
+	JobID string // "": any
+	Limit int    // 0: no limit
 }
 
 // A JobSummary is a job without its steps.
@@ -270,6 +373,9 @@ const (
 // JobStates are the states of a job, in the order of its life.
 var JobStates = []string{JobAvailable, JobRunning, JobRetryable, JobCompleted, JobCancelled, JobDiscarded}
 
+// JobOpen, in a [JobFilter], chooses the jobs that have not finished.
+const JobOpen = "open"
+
 // Final reports whether the job's state will not change any more.
 func (j JobSummary) Final() bool {
 	return j.State == JobCompleted || j.State == JobCancelled || j.State == JobDiscarded
@@ -302,7 +408,7 @@ const (
 // A JobFilter chooses jobs. The zero value chooses all of them.
 type JobFilter struct {
 	Group string // "": any
-	State string // one of JobStates; "": any
+	State string // one of JobStates, or JobOpen; "": any
 	Limit int    // 0: no limit
 }
 
@@ -383,7 +489,25 @@ type DaemonStatus struct {
 	LastReload Reload          `json:"last_reload"`
 	Endpoints  List[Endpoint]  `json:"endpoints"` // those that are overridden
 	Outbox     Outbox          `json:"outbox"`
+	Quotas     Quotas          `json:"quotas"`
 	HSMs       List[HSMStatus] `json:"hsms"`
+	Hooks      List[Hook]      `json:"hooks"`
+	Problems   List[Problem]   `json:"problems"` // of byokd as a whole
+}
+
+// Quotas are what byokd keeps to, in requests per second per account and Region.
+type Quotas struct {
+	GetParametersForImport float64 `json:"get_parameters_for_import"`
+}
+
+// A Hook is one command of [hooks].
+type Hook struct {
+	On      string       `json:"on"`      // a detail-type, or "*"
+	Command List[string] `json:"command"` // the program and its arguments
+	Waiting int          `json:"waiting"` // events that it is still to be run for
+	RanAt   Time         `json:"ran_at"`  // null: never
+	EventID String       `json:"event_id"`
+	Error   String       `json:"error"` // of the last run; null: it succeeded
 }
 
 // A Reload is how the last reading of byokd.toml went.

@@ -29,6 +29,9 @@ type fake struct {
 	groups []control.GroupStatus
 	keys   []control.Key
 	jobs   []control.JobSummary
+	times  []control.Timeline
+	events []control.Event
+	trail  []control.AuditEntry
 	job    control.Job
 	hsms   []control.HSMStatus
 	daemon control.DaemonStatus
@@ -57,6 +60,21 @@ func (f *fake) Status(_ context.Context, groups []string) ([]control.GroupStatus
 func (f *fake) Keys(_ context.Context, group string) ([]control.Key, error) {
 	f.called("", "keys %q", group)
 	return f.keys, f.err
+}
+
+func (f *fake) Timeline(_ context.Context, groups []string) ([]control.Timeline, error) {
+	f.called("", "timeline %q", groups)
+	return f.times, f.err
+}
+
+func (f *fake) Events(_ context.Context, filter control.EventFilter) ([]control.Event, error) {
+	f.called("", "events %+v", filter)
+	return f.events, f.err
+}
+
+func (f *fake) Audit(_ context.Context, filter control.AuditFilter) ([]control.AuditEntry, error) {
+	f.called("", "audit %+v", filter)
+	return f.trail, f.err
 }
 
 func (f *fake) Jobs(_ context.Context, filter control.JobFilter) ([]control.JobSummary, error) {
@@ -187,8 +205,22 @@ var (
 		Version: control.Version{Version: "1.0", Revision: "r", Go: "go1.26", Platform: "linux/amd64"}, Designated: true, Host: "h",
 		StartedAt: control.At(at), Config: "/etc/byokd/byokd.toml", LastReload: control.Reload{At: control.At(at), OK: true},
 		Endpoints: []control.Endpoint{{Service: "kms", URL: "http://127.0.0.1:1"}},
-		Outbox:    control.Outbox{Pending: 1, Parked: 2}, HSMs: []control.HSMStatus{sampleHSM},
+		Outbox:    control.Outbox{Pending: 1, Parked: 2}, Quotas: control.Quotas{GetParametersForImport: 1}, HSMs: []control.HSMStatus{sampleHSM},
+		Hooks:    []control.Hook{{On: "*", Command: []string{"/usr/local/bin/told"}, Waiting: 3, RanAt: control.At(at), EventID: "e", Error: "exit status 1"}},
+		Problems: []control.Problem{{Code: "hook-failed", Message: "m", Since: control.At(at)}},
 	}
+	sampleTimeline = control.Timeline{
+		Group: "payments", State: control.GroupOK, Alias: "alias/payments", NextRotation: control.At(at),
+		Generations: []control.Period{{Generation: 1, State: "previous", KeyID: "k", MadeAt: control.At(at), ActiveFrom: control.At(at),
+			ActiveTo: control.At(at), DisabledAt: control.At(at), MaterialDeletedAt: control.At(at), DeletionDate: control.At(at), ValidTo: control.At(at)}},
+	}
+	sampleEvent = control.Event{
+		EventID: "e", Sequence: 7, Group: "payments", DetailType: "KMS Alias Moved", State: control.EventPending, OccurredAt: control.At(at),
+		JobID: "j", Region: "eu-central-1", Account: "111122223333", Resources: []string{"arn"}, Attempt: 2, NextAttempt: control.At(at),
+		SentAt: control.At(at), AWSEventID: "a", Error: "throttled", Detail: json.RawMessage(`{"schema":1}`),
+	}
+	sampleAudit = control.AuditEntry{At: control.At(at), Group: "payments", JobID: "j", Actor: "uid 1000 (alice)", Action: "ask for rotate",
+		Detail: "trigger control", Definition: "d1"}
 )
 
 // TestMethods asks for everything once and compares what the backend was asked
@@ -196,6 +228,7 @@ var (
 func TestMethods(t *testing.T) {
 	f := &fake{
 		groups: []control.GroupStatus{sampleGroup}, keys: []control.Key{sampleKey}, jobs: []control.JobSummary{sample.JobSummary},
+		times: []control.Timeline{sampleTimeline}, events: []control.Event{sampleEvent}, trail: []control.AuditEntry{sampleAudit},
 		job: sample, hsms: []control.HSMStatus{sampleHSM}, daemon: sampleDaemon,
 	}
 	c := client(t, f)
@@ -212,6 +245,16 @@ func TestMethods(t *testing.T) {
 		{`jobs {Group: State: Limit:0}`, func() (any, error) { return c.Jobs(ctx, control.JobFilter{}) }, f.jobs},
 		{`jobs {Group:g State:running Limit:7}`, func() (any, error) {
 			return c.Jobs(ctx, control.JobFilter{Group: "g", State: "running", Limit: 7})
+		}, f.jobs},
+		{`timeline ["a" "b"]`, func() (any, error) { return c.Timeline(ctx, "a", "b") }, f.times},
+		{`events {Group:g State:parked Limit:7}`, func() (any, error) {
+			return c.Events(ctx, control.EventFilter{Group: "g", State: "parked", Limit: 7})
+		}, f.events},
+		{`audit {Group:g JobID:j Limit:7}`, func() (any, error) {
+			return c.Audit(ctx, control.AuditFilter{Group: "g", JobID: "j", Limit: 7})
+		}, f.trail},
+		{`jobs {Group: State:open Limit:0}`, func() (any, error) {
+			return c.Jobs(ctx, control.JobFilter{State: control.JobOpen})
 		}, f.jobs},
 		{`job "j"`, func() (any, error) { return c.Job(ctx, "j") }, sample},
 		{`rotate ["a" "b"] false`, func() (any, error) { return c.Rotate(ctx, []string{"a", "b"}, false) }, []control.Job{sample}},
@@ -260,18 +303,21 @@ func TestErrors(t *testing.T) {
 	c := client(t, f)
 	ctx := t.Context()
 	methods := map[string]func() error{
-		"Status": func() error { _, err := c.Status(ctx, "a"); return err },
-		"Keys":   func() error { _, err := c.Keys(ctx, "a"); return err },
-		"Jobs":   func() error { _, err := c.Jobs(ctx, control.JobFilter{}); return err },
-		"Job":    func() error { _, err := c.Job(ctx, "j"); return err },
-		"Watch":  func() error { return c.Watch(ctx, "j", func(control.Job) error { return nil }) },
-		"Rotate": func() error { _, err := c.Rotate(ctx, nil, true); return err },
-		"Sync":   func() error { _, err := c.Sync(ctx, control.SyncRequest{Group: "a"}); return err },
-		"Retry":  func() error { _, err := c.Retry(ctx, nil, true); return err },
-		"Cancel": func() error { _, err := c.Cancel(ctx, "j"); return err },
-		"HSM":    func() error { _, err := c.HSM(ctx); return err },
-		"Login":  func() error { _, err := c.Login(ctx, "main"); return err },
-		"Daemon": func() error { _, err := c.Daemon(ctx); return err },
+		"Status":   func() error { _, err := c.Status(ctx, "a"); return err },
+		"Timeline": func() error { _, err := c.Timeline(ctx, "a"); return err },
+		"Events":   func() error { _, err := c.Events(ctx, control.EventFilter{}); return err },
+		"Audit":    func() error { _, err := c.Audit(ctx, control.AuditFilter{}); return err },
+		"Keys":     func() error { _, err := c.Keys(ctx, "a"); return err },
+		"Jobs":     func() error { _, err := c.Jobs(ctx, control.JobFilter{}); return err },
+		"Job":      func() error { _, err := c.Job(ctx, "j"); return err },
+		"Watch":    func() error { return c.Watch(ctx, "j", func(control.Job) error { return nil }) },
+		"Rotate":   func() error { _, err := c.Rotate(ctx, nil, true); return err },
+		"Sync":     func() error { _, err := c.Sync(ctx, control.SyncRequest{Group: "a"}); return err },
+		"Retry":    func() error { _, err := c.Retry(ctx, nil, true); return err },
+		"Cancel":   func() error { _, err := c.Cancel(ctx, "j"); return err },
+		"HSM":      func() error { _, err := c.HSM(ctx); return err },
+		"Login":    func() error { _, err := c.Login(ctx, "main"); return err },
+		"Daemon":   func() error { _, err := c.Daemon(ctx); return err },
 	}
 	for _, code := range []string{control.UnknownGroup, control.UnknownJob, control.NotDesignated, control.Usage, control.Conflict, control.Internal, "of-a-later-version"} {
 		f.err = fmt.Errorf("wrapped: %w", &control.Error{Code: code, Message: "what to do"})
@@ -320,6 +366,13 @@ func TestRefused(t *testing.T) {
 		{"GET", "/v1/jobs?limit=", "", 400, "limit"},
 		{"GET", "/v1/jobs?limit=ten", "", 400, "limit"},
 		{"GET", "/v1/jobs?state=done", "", 400, "completed"},
+		{"GET", "/v1/events?limit=-1", "", 400, "limit"},
+		{"GET", "/v1/events?state=done", "", 400, "parked"},
+		{"GET", "/v1/events?job=j", "", 400, "unknown parameter"},
+		{"GET", "/v1/audit?limit=ten", "", 400, "limit"},
+		{"GET", "/v1/audit?state=open", "", 400, "unknown parameter"},
+		{"GET", "/v1/timeline?limit=1", "", 400, "unknown parameter"},
+		{"POST", "/v1/events", "", 405, "only GET"},
 		{"GET", "/v1/jobs/j?follow=yes", "", 400, "follow"},
 		{"POST", "/v1/rotate", "", 400, "EOF"},
 		{"POST", "/v1/rotate", "{}", 400, "either"},

@@ -52,7 +52,23 @@ func TestJSON(t *testing.T) {
 				`"connected":false,"state":"","algorithm":null,"proofs":[],"error":null,"login_blocked":null}`},
 		{"daemon, nothing known", control.DaemonStatus{},
 			`{"version":{"version":"","revision":null,"modified":false,"go":"","platform":""},"designated":false,"host":"","started_at":null,` +
-				`"config":"","last_reload":{"at":null,"ok":false,"error":null},"endpoints":[],"outbox":{"pending":0,"parked":0},"hsms":[]}`},
+				`"config":"","last_reload":{"at":null,"ok":false,"error":null},"endpoints":[],"outbox":{"pending":0,"parked":0},` +
+				`"quotas":{"get_parameters_for_import":0},"hsms":[],"hooks":[],"problems":[]}`},
+		{"hook, nothing known", control.Hook{On: "*"}, `{"on":"*","command":[],"waiting":0,"ran_at":null,"event_id":null,"error":null}`},
+		{"timeline, nothing known", control.Timeline{Group: "a", State: "pending"},
+			`{"group":"a","state":"pending","alias":null,"next_rotation":null,"generations":[]}`},
+		{"period, nothing known", control.Period{Generation: 1, State: "pre-active"},
+			`{"generation":1,"state":"pre-active","key_id":null,"made_at":null,"active_from":null,"active_to":null,"disabled_at":null,` +
+				`"material_deleted_at":null,"deletion_date":null,"valid_to":null}`},
+		{"event, nothing known", control.Event{EventID: "e", Sequence: 1, Group: "a", DetailType: "KMS Key Disabled", State: "pending"},
+			`{"event_id":"e","sequence":1,"group":"a","detail_type":"KMS Key Disabled","state":"pending","occurred_at":null,"job_id":null,` +
+				`"region":null,"account":null,"resources":[],"attempt":0,"next_attempt":null,"sent_at":null,"aws_event_id":null,"error":null,"detail":null}`},
+		{"event", sampleEvent,
+			`{"event_id":"e","sequence":7,"group":"payments","detail_type":"KMS Alias Moved","state":"pending","occurred_at":"2026-11-23T18:00:00Z","job_id":"j",` +
+				`"region":"eu-central-1","account":"111122223333","resources":["arn"],"attempt":2,"next_attempt":"2026-11-23T18:00:00Z",` +
+				`"sent_at":"2026-11-23T18:00:00Z","aws_event_id":"a","error":"throttled","detail":{"schema":1}}`},
+		{"audit, nothing known", control.AuditEntry{Actor: "byokd", Action: "a"},
+			`{"at":null,"group":null,"job_id":null,"actor":"byokd","action":"a","detail":null,"definition":null}`},
 		{"error", &control.Error{Code: control.Usage, Message: "m"}, `{"code":"usage","message":"m"}`},
 		{"time elsewhere", control.At(time.Date(2026, 11, 23, 19, 0, 0, 999, time.FixedZone("CET", 3600))), `"2026-11-23T18:00:00Z"`},
 	}
@@ -70,7 +86,7 @@ func TestJSON(t *testing.T) {
 
 // TestRoundTrip: a client reads what a server writes.
 func TestRoundTrip(t *testing.T) {
-	for _, v := range []any{sampleGroup, sampleKey, sample, sample.JobSummary, sampleHSM, sampleDaemon} {
+	for _, v := range []any{sampleGroup, sampleKey, sample, sample.JobSummary, sampleHSM, sampleDaemon, sampleTimeline, sampleEvent, sampleAudit} {
 		b, err := json.Marshal(v)
 		if err != nil {
 			t.Fatal(err)

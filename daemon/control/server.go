@@ -75,6 +75,9 @@ func (s *Server) handler(stop context.Context) http.Handler {
 	}
 	handle(http.MethodGet, "/v1/status", s.status)
 	handle(http.MethodGet, "/v1/groups/{group}/keys", s.keys)
+	handle(http.MethodGet, "/v1/timeline", s.timeline)
+	handle(http.MethodGet, "/v1/events", s.events)
+	handle(http.MethodGet, "/v1/audit", s.audit)
 	handle(http.MethodGet, "/v1/jobs", s.jobs)
 	handle(http.MethodGet, "/v1/jobs/{id}", func(r *request) (any, error) { return s.job(stop, r) })
 	handle(http.MethodPost, "/v1/jobs/{id}/cancel", s.cancel)
@@ -179,7 +182,7 @@ func (s *Server) status(r *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	sortWorstFirst(groups)
+	SortWorstFirst(groups)
 	return List[GroupStatus](groups), nil
 }
 
@@ -197,17 +200,68 @@ func (s *Server) jobs(r *request) (any, error) {
 		return nil, err
 	}
 	filter := JobFilter{Group: q.Get("group"), State: q.Get("state")}
-	if filter.State != "" && !slices.Contains(JobStates, filter.State) {
-		return nil, &Error{Usage, fmt.Sprintf("unknown state %q; a job is %s", filter.State, strings.Join(JobStates, ", "))}
+	if filter.State != "" && filter.State != JobOpen && !slices.Contains(JobStates, filter.State) {
+		return nil, &Error{Usage, fmt.Sprintf("unknown state %q; a job is %s or %s", filter.State, strings.Join(JobStates, ", "), JobOpen)}
 	}
-	if q.Has("limit") {
-		filter.Limit, err = strconv.Atoi(q.Get("limit"))
-		if err != nil || filter.Limit < 0 {
-			return nil, &Error{Usage, fmt.Sprintf("limit %q is not a number from 0", q.Get("limit"))}
-		}
+	if filter.Limit, err = limit(q); err != nil {
+		return nil, err
 	}
 	jobs, err := s.Backend.Jobs(r.Context(), filter)
 	return List[JobSummary](jobs), err
+}
+
+// limit is the query's parameter of that name.
+func limit(q url.Values) (int, error) {
+	if !q.Has("limit") {
+		return 0, nil
+	}
+	n, err := strconv.Atoi(q.Get("limit"))
+	if err != nil || n < 0 {
+		return 0, &Error{Usage, fmt.Sprintf("limit %q is not a number from 0", q.Get("limit"))}
+	}
+	return n, nil
+}
+
+func (s *Server) timeline(r *request) (any, error) {
+	q, err := r.query("group")
+	if err != nil {
+		return nil, err
+	}
+	timelines, err := s.Backend.Timeline(r.Context(), q["group"])
+	if err != nil {
+		return nil, err
+	}
+	SortTimelines(timelines)
+	return List[Timeline](timelines), nil
+}
+
+func (s *Server) events(r *request) (any, error) {
+	q, err := r.query("group", "state", "limit")
+	if err != nil {
+		return nil, err
+	}
+	filter := EventFilter{Group: q.Get("group"), State: q.Get("state")}
+	if filter.State != "" && !slices.Contains(EventStates, filter.State) {
+		return nil, &Error{Usage, fmt.Sprintf("unknown state %q; an event is %s", filter.State, strings.Join(EventStates, ", "))}
+	}
+	if filter.Limit, err = limit(q); err != nil {
+		return nil, err
+	}
+	events, err := s.Backend.Events(r.Context(), filter)
+	return List[Event](events), err
+}
+
+func (s *Server) audit(r *request) (any, error) {
+	q, err := r.query("group", "job", "limit")
+	if err != nil {
+		return nil, err
+	}
+	filter := AuditFilter{Group: q.Get("group"), JobID: q.Get("job")}
+	if filter.Limit, err = limit(q); err != nil {
+		return nil, err
+	}
+	entries, err := s.Backend.Audit(r.Context(), filter)
+	return List[AuditEntry](entries), err
 }
 
 func (s *Server) job(stop context.Context, r *request) (any, error) {
