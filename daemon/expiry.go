@@ -168,7 +168,7 @@ func (d *Daemon) warnOfExpiry(ctx context.Context, g group, gen lifecycle.Genera
 		return err
 	}
 	d.log.Warn("key material expires", "group", g.name, "generation", gen.Number, "key_id", gen.KeyID, "valid_to", gen.ValidTo.UTC())
-	wake(d.outboxWake)
+	d.wakeEvents()
 	return nil
 }
 
