@@ -45,6 +45,8 @@ var (
 	ErrImportToken = errors.New("import token not accepted")
 	// ErrIncorrectMaterial: KMS holds a record of different material for the key.
 	ErrIncorrectMaterial = errors.New("not the material that the key had")
+	// ErrIncorrectKey: the ciphertext is of another KMS key than the one named.
+	ErrIncorrectKey = errors.New("ciphertext of another key")
 	// ErrState: the state of the KMS key does not allow the operation, or
 	// not yet.
 	ErrState = errors.New("key state does not allow it")
@@ -232,7 +234,7 @@ var verdicts = map[string]verdict{
 	"InvalidAccountIdException": fixConfig,
 
 	"InvalidCiphertextException":          hopeless,
-	"IncorrectKeyException":               hopeless,
+	"IncorrectKeyException":               {Permanent, "", ErrIncorrectKey},
 	"InvalidKeyUsageException":            hopeless,
 	"InvalidArnException":                 hopeless,
 	"InvalidGrantTokenException":          hopeless,

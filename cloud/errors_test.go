@@ -74,6 +74,7 @@ func TestErrors(t *testing.T) {
 		"conflict":       {moveAlias, awsError("AlreadyExistsException"), cloud.Transient, cloud.ErrConflict, "", 1, ""},
 		"token expired":  {moveAlias, awsError("ExpiredImportTokenException"), cloud.Transient, cloud.ErrImportToken, "", 1, ""},
 		"token invalid":  {moveAlias, awsError("InvalidImportTokenException"), cloud.Transient, cloud.ErrImportToken, "", 1, ""},
+		"other key":      {describe, awsError("IncorrectKeyException"), cloud.Permanent, cloud.ErrIncorrectKey, "", 1, ""},
 		"other material": {moveAlias, awsError("IncorrectKeyMaterialException"), cloud.Permanent, cloud.ErrIncorrectMaterial, "", 1, ""},
 		"validation":     {moveAlias, awsError("ValidationException"), cloud.Permanent, nil, "", 1, ""},
 		"wrong origin":   {moveAlias, awsError("UnsupportedOperationException"), cloud.Permanent, nil, "", 1, ""},
@@ -124,7 +125,7 @@ func TestErrors(t *testing.T) {
 
 var kinds = []error{
 	cloud.ErrNotFound, cloud.ErrThrottled, cloud.ErrDenied, cloud.ErrConflict, cloud.ErrImportToken,
-	cloud.ErrIncorrectMaterial, cloud.ErrState, cloud.ErrPolicy, cloud.ErrCredentials, cloud.ErrClock, cloud.ErrUnreachable,
+	cloud.ErrIncorrectMaterial, cloud.ErrIncorrectKey, cloud.ErrState, cloud.ErrPolicy, cloud.ErrCredentials, cloud.ErrClock, cloud.ErrUnreachable,
 }
 
 func TestErrorKeepsTheSDKs(t *testing.T) {

@@ -75,6 +75,7 @@ func awsFault(err error) error {
 		cloud.ErrConflict:          lifecycle.ErrExists,
 		cloud.ErrImportToken:       lifecycle.ErrImportToken,
 		cloud.ErrIncorrectMaterial: lifecycle.ErrIncorrectMaterial,
+		cloud.ErrIncorrectKey:      lifecycle.ErrIncorrectKey,
 		cloud.ErrDenied:            lifecycle.ErrDenied,
 		cloud.ErrState:             lifecycle.ErrState,
 		cloud.ErrLimit:             lifecycle.ErrLimit,

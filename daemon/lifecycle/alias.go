@@ -62,10 +62,14 @@ type aliasIntent struct {
 	From    string `json:"from"`
 	FromARN string `json:"from_arn"`
 	To      string `json:"to"`
+
+	Found bool   `json:"found,omitempty"` // it pointed there before the job came to move it
+	Back  string `json:"back,omitempty"`  // why it is being put back; "": it is not
 }
 
-// activate points the alias at the new generation. Before it the generation can
-// be given up; after it everything is driven forward.
+// activate points the alias at the new generation and proves that it works
+// through the alias; where it does not, the alias goes back. Before that the
+// generation can be given up; after it everything is driven forward.
 func activate(ctx context.Context, r *run, s *Step) (Change, error) {
 	g, err := r.own()
 	if err != nil {
@@ -78,12 +82,17 @@ func activate(ctx context.Context, r *run, s *Step) (Change, error) {
 	if err != nil {
 		return Change{}, err
 	}
+	if intent.Back != "" {
+		return Change{}, r.putBack(ctx, g, intent, s)
+	}
 	now, err := target(ctx, r.kms, r.def.Alias)
 	if err != nil {
 		return Change{}, err
 	}
 	first := g.ActivatedAt.IsZero()
-	if now.ID != intent.To {
+	if now.ID == intent.To {
+		intent.Found = intent.Found || first // this job has not come to move it
+	} else {
 		// An attempt may have waited for a person since the key was verified.
 		if err := r.ready(ctx, g); err != nil {
 			return Change{}, err
@@ -101,6 +110,12 @@ func activate(ctx context.Context, r *run, s *Step) (Change, error) {
 		return Change{}, errors.Join(err, r.mayBeActive(ctx, &g, time.Time{}))
 	} else if err != nil {
 		return Change{}, err
+	}
+	if intent.Back, err = r.canary(ctx, g, intent); err != nil {
+		return Change{}, err
+	}
+	if intent.Back != "" {
+		return Change{}, r.putBack(ctx, g, intent, s)
 	}
 
 	at := r.now()
@@ -186,7 +201,7 @@ func (r *run) aliasIntent(ctx context.Context, g Generation, s *Step) (aliasInte
 	}
 	intent = aliasIntent{From: now.ID, FromARN: now.ARN, To: g.KeyID}
 	if now.ID == g.KeyID { // a person has pointed it there already
-		intent.From, intent.FromARN = "", ""
+		intent.From, intent.FromARN, intent.Found = "", "", true
 		if ok && old.KeyID != g.KeyID {
 			intent.From, intent.FromARN = old.KeyID, old.KeyARN
 		}
@@ -215,17 +230,166 @@ func (r *run) moveAlias(ctx context.Context, now string, intent aliasIntent) err
 			return notMoved(err)
 		}
 	default:
-		back := "delete it"
-		if intent.From != "" {
-			back = "point it back at " + intent.From
-		}
-		return notMoved(operator(WaitAlias, "%s was moved by somebody else: it points at KMS key %s, and this job was to move it from %s to %s; "+
-			"%s and run byokctl retry, or cancel the job", alias, now, orNone(intent.From), intent.To, back))
+		return notMoved(movedByOther(alias, now, intent))
 	}
-	return r.poll(ctx, "move "+alias, func() (bool, error) {
-		key, err := r.kms.DescribeKey(ctx, alias)
-		return err == nil && key.ID == intent.To, err
+	return r.readsBack(ctx, intent, intent.To)
+}
+
+// readsBack returns nil when the alias reads back at a key that this job has
+// pointed it at.
+func (r *run) readsBack(ctx context.Context, intent aliasIntent, want string) error {
+	var at string
+	err := r.poll(ctx, "move "+r.def.Alias, func() (bool, error) {
+		key, err := r.kms.DescribeKey(ctx, r.def.Alias)
+		at = key.ID
+		return err == nil && key.ID == want, err
 	})
+	return r.orMoved(err, at, intent)
+}
+
+// orMoved returns a look's error, or who is to blame where the look has ended
+// with the alias at a key that this job has nothing to do with.
+func (r *run) orMoved(err error, at string, intent aliasIntent) error {
+	if err != nil && ClassOf(err) != Interrupted && at != "" && at != intent.From && at != intent.To {
+		return movedByOther(r.def.Alias, at, intent)
+	}
+	return err
+}
+
+// movedByOther is the fault of an alias that somebody else has moved.
+func movedByOther(alias, now string, intent aliasIntent) error {
+	back := "delete it"
+	if intent.From != "" {
+		back = "point it back at " + intent.From
+	}
+	return operator(WaitAlias, "%s was moved by somebody else: it points at KMS key %s, and this job was to move it from %s to %s; "+
+		"%s and run byokctl retry, or cancel the job", alias, now, orNone(intent.From), intent.To, back)
+}
+
+// unusableLooks is at how many looks, within some two seconds, the key that the
+// alias was moved to must be unusable to be taken for it: it worked before the
+// move, and KMS shows what has changed sooner at one place than at another.
+const unusableLooks = 4
+
+// canary proves that the alias resolves to the new key and that the key works
+// through it. It returns what is wrong with the key, "" for nothing; an error
+// where that cannot be told. Where byokd may not encrypt or decrypt, that the
+// alias reads back at the enabled key must do.
+func (r *run) canary(ctx context.Context, g Generation, intent aliasIntent) (unusable string, err error) {
+	var at string
+	bad := 0
+	err = r.poll(ctx, r.def.Alias+" at "+g.KeyID, func() (bool, error) {
+		key, err := r.kms.DescribeKey(ctx, r.def.Alias)
+		if at = key.ID; err != nil || at != g.KeyID {
+			return false, err
+		}
+		if unusable = ""; key.State != "Enabled" {
+			unusable = "it is in state " + key.State
+		} else if r.def.Verify != "describe" {
+			err := r.seal(ctx, r.def.Alias, g.KeyID)
+			switch {
+			case err == nil || errors.Is(err, ErrDenied):
+			case errors.Is(err, ErrIncorrectKey): // the alias still encrypts with the key before
+				return false, nil
+			case errors.Is(err, ErrState) || ClassOf(err) == Permanent:
+				unusable = err.Error()
+			default:
+				return false, err
+			}
+		}
+		if unusable == "" {
+			return true, nil
+		}
+		bad++
+		return bad == unusableLooks, nil
+	})
+	return unusable, r.orMoved(err, at, intent)
+}
+
+// putBack points the alias back at the key that this job has moved it from, since
+// the new one turned out not to be usable. It always returns an error: the job
+// begins again with verify. No event tells of such a move, since consumers take
+// KMS Alias Moved for a rotation that was made; the audit trail does, and the
+// failed rotation's own event.
+func (r *run) putBack(ctx context.Context, g Generation, intent aliasIntent, s *Step) error {
+	alias, why := r.def.Alias, intent.Back
+	stays, err := r.staysMoved(ctx, intent)
+	if err != nil {
+		return err
+	}
+	if stays != "" {
+		intent.Back = ""
+		s.Data = mustJSON(intent) // the next attempt looks anew
+		return r.unready(ctx, g, fmt.Sprintf("%s points at KMS key %s of the new generation, which is not usable: %s. It is not put back: %s", alias, intent.To, why, stays))
+	}
+	s.Data = mustJSON(intent)
+	if err := r.record(ctx, Change{Steps: []Step{*s}}); err != nil {
+		return err
+	}
+	now, err := target(ctx, r.kms, alias)
+	if err != nil {
+		return err
+	}
+	switch now.ID {
+	case intent.From, "": // an earlier attempt did not come to record it; or somebody has deleted the alias
+	case intent.To:
+		err := r.kms.UpdateAlias(ctx, alias, intent.From)
+		if errors.Is(err, ErrNotFound) {
+			return &Fault{Class: Transient, Err: err} // gone since the look
+		}
+		if err != nil {
+			return err
+		}
+		if err := r.readsBack(ctx, intent, intent.From); err != nil {
+			return err
+		}
+	default:
+		return movedByOther(alias, now.ID, intent)
+	}
+	r.log.Warn("alias was put back", "alias", alias, "key_id", intent.From, "from", intent.To, "reason", why)
+	verify := *r.step("verify")
+	verify.State, verify.Message = Failed, fmt.Sprintf("%s was moved to KMS key %s and put back on %s, since the new key is not usable: %s", alias, intent.To, intent.From, why)
+	*s = Step{Name: s.Name, State: Pending, Message: verify.Message}
+	c := Change{Steps: []Step{verify, *s},
+		Audit: []AuditEntry{r.audit("put alias back", "%s, moved from %s to %s, is back at %s: %s", alias, intent.From, intent.To, intent.From, why)}}
+	if old, ok := byKey(r.generations, intent.From); ok && g.Stage == Active {
+		// A reconciliation has met the alias at the new key meanwhile.
+		g.Stage, old.Stage = Previous, Active
+		c.Generations = []Generation{g, old}
+	}
+	if err := r.record(ctx, c); err != nil {
+		return err
+	}
+	return r.unready(ctx, g, verify.Message)
+}
+
+// unready is the error of a generation whose key does not work through the alias.
+// ready says what to do about it, or has the key material imported again.
+func (r *run) unready(ctx context.Context, g Generation, why string) error {
+	if err := r.ready(ctx, g); err != nil {
+		return fmt.Errorf("%s; %w", why, err)
+	}
+	return operator(WaitConfig, "%s; see to it that the key can be used, then run byokctl retry", why)
+}
+
+// staysMoved says why an alias is not put back; "": it is.
+func (r *run) staysMoved(ctx context.Context, intent aliasIntent) (why string, err error) {
+	switch {
+	case intent.Found:
+		return "this job has not moved it", nil
+	case intent.From == "":
+		return "before this job it did not exist", nil
+	}
+	old, err := r.kms.DescribeKey(ctx, intent.From)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return fmt.Sprintf("KMS key %s, where it pointed before, no longer exists", intent.From), nil
+	case err != nil:
+		return "", err
+	case old.State != "Enabled":
+		return fmt.Sprintf("KMS key %s, where it pointed before, is in state %s", intent.From, old.State), nil
+	}
+	return "", nil
 }
 
 // aliasARN is the ARN of an alias in the account and Region of a key.

@@ -156,7 +156,7 @@ func TestInterruptedIsNoAttempt(t *testing.T) {
 			}
 			clean.now = clean.journal.jobs[job].due
 			clean.calls = nil
-			if err, _ := clean.attempt(job); err != nil && lifecycle.ClassOf(err) != lifecycle.Transient {
+			if err, _ := clean.attempt(job); lifecycle.ClassOf(err) == lifecycle.Permanent {
 				t.Fatal(err)
 			}
 			for i, call := range clean.calls {
@@ -220,6 +220,22 @@ func scenarios() []scenario {
 		first  = "KMS Alias Moved generation=1 previous=null actions=<nil> disabled=false"
 		second = "KMS Alias Moved generation=2 previous=1 actions=<nil> disabled=false"
 	)
+	// putBack expects these moves of the alias after its first, and that the audit
+	// trail tells of the one that was put back.
+	putBack := func(more func(t *testing.T, w *world), moves ...string) func(t *testing.T, w *world) {
+		return func(t *testing.T, w *world) {
+			t.Helper()
+			more(t, w)
+			want := []string{"alias/payments: new -> 1"}
+			for _, m := range moves {
+				want = append(want, "alias/payments: "+m)
+			}
+			diff(t, "moves", want, w.picture().Moves)
+			if n := w.picture().Audit["put alias back"]; n != 1 {
+				t.Errorf("the audit trail has %d aliases put back", n)
+			}
+		}
+	}
 	return []scenario{
 		{
 			name:   "rotate, first generation",
@@ -320,6 +336,37 @@ func scenarios() []scenario {
 			act: drain,
 			expect: events(first, "KMS Key Deletion Scheduled generation=2 previous=null actions=<nil> disabled=<nil>",
 				"KMS Alias Moved generation=3 previous=1 actions=<nil> disabled=false"),
+		},
+		{
+			name: "rotate, the new key disabled after the move",
+			setup: func(w *world) {
+				w.rotate(definition())
+				w.afterMove(1, func(k *fakeKey) { k.State, k.enableAt = "Disabled", w.now.Add(10*time.Hour) })
+				enqueue(w, lifecycle.Rotate, definition(), lifecycle.Request{})
+			},
+			act:    drain,
+			expect: putBack(events(first, second), "1 -> 2", "2 -> 1", "1 -> 2"),
+		},
+		{
+			name: "rotate, the new key's material gone after the move",
+			setup: func(w *world) {
+				w.rotate(definition())
+				w.afterMove(1, (*fakeKey).forget)
+				enqueue(w, lifecycle.Rotate, definition(), lifecycle.Request{})
+			},
+			act:    drain,
+			expect: putBack(events(first, second), "1 -> 2", "2 -> 1", "1 -> 2"),
+		},
+		{
+			name: "rotate, the new key scheduled for deletion after the move",
+			setup: func(w *world) {
+				w.rotate(definition())
+				w.afterMove(1, func(k *fakeKey) { k.State, k.DeletionDate = "PendingDeletion", w.now.Add(30*24*time.Hour) })
+				enqueue(w, lifecycle.Rotate, definition(), lifecycle.Request{})
+			},
+			act: drain,
+			expect: putBack(events(first, "KMS Alias Moved generation=3 previous=1 actions=<nil> disabled=false"),
+				"1 -> 2", "2 -> 1", "1 -> 3"),
 		},
 		{
 			name: "retire a day later",

@@ -236,6 +236,9 @@ func (r *run) failed(ctx context.Context, s *Step, err error) error {
 	if ClassOf(err) == Interrupted || errors.Is(err, errJournal) {
 		return err
 	}
+	if s.State == Pending {
+		return err // put back by itself: another step has failed
+	}
 	s.State, s.Message = Failed, err.Error()
 	if rerr := r.record(ctx, Change{Steps: []Step{*s}}); rerr != nil {
 		return errors.Join(err, rerr)

@@ -27,11 +27,13 @@ type fakeKMS struct {
 	moves   []move          // of aliases, by the engine
 	denied  map[string]bool // operations that the caller may not call
 
-	rotated []string // IDs of materials, by the engine
+	onMove  func(m move) // called after each of them
+	rotated []string     // IDs of materials, by the engine
 
 	// How long AWS takes to show a new key, its tags, a changed alias, and new
-	// material, and to rotate a key.
-	lateKeys, lateTags, lateAliases, lateMaterials, rotationTime time.Duration
+	// material, and to rotate a key; and how much longer Encrypt goes by an alias
+	// as it was.
+	lateKeys, lateTags, lateAliases, lateMaterials, rotationTime, lateEncrypt time.Duration
 }
 
 type fakeKey struct {
@@ -40,7 +42,8 @@ type fakeKey struct {
 	tags     map[string]string
 	material []byte // the current one; nil: none, or deleted, or expired
 	lastUse  time.Time
-	foreign  bool // a person made it
+	foreign  bool      // a person made it
+	enableAt time.Time // when a person enables it who has disabled it; zero: never
 
 	pointedAt bool // by an alias, at some time
 
@@ -135,6 +138,9 @@ func (k *fakeKMS) look(id string) *fakeKey {
 			key.forgetOld(m)
 		}
 	}
+	if key.State == "Disabled" && !key.enableAt.IsZero() && !k.w.now.Before(key.enableAt) {
+		key.State = "Enabled"
+	}
 	if !key.DeletionDate.IsZero() && !k.Now().Before(key.DeletionDate) {
 		delete(k.keys, id)
 		maps.DeleteFunc(k.aliases, func(_ string, a *fakeAlias) bool { return a.target == id })
@@ -226,18 +232,9 @@ func checkPolicy(policy string) error {
 
 func (k *fakeKMS) DescribeKey(ctx context.Context, id string) (described lifecycle.Key, err error) {
 	err = k.do(ctx, "DescribeKey", false, func() error {
-		if strings.HasPrefix(id, "alias/") {
-			a := k.aliases[id]
-			if a == nil {
-				return refuse(lifecycle.Permanent, lifecycle.ErrNotFound, "alias %s", id)
-			}
-			id = a.target
-			if k.w.now.Sub(a.changed) < k.lateAliases {
-				id = a.before
-			}
-			if k.look(id) == nil {
-				return refuse(lifecycle.Permanent, lifecycle.ErrNotFound, "alias %s", id)
-			}
+		id, err := k.resolve(id, k.lateAliases)
+		if err != nil {
+			return err
 		}
 		key, err := k.key(id)
 		if err == nil {
@@ -254,6 +251,26 @@ func (k *fakeKMS) DescribeKey(ctx context.Context, id string) (described lifecyc
 		return err
 	})
 	return described, err
+}
+
+// resolve returns the ID of the key that an alias reads back at; the ID of a key
+// is its own.
+func (k *fakeKMS) resolve(id string, late time.Duration) (string, error) {
+	if !strings.HasPrefix(id, "alias/") {
+		return id, nil
+	}
+	a := k.aliases[id]
+	if a == nil {
+		return "", refuse(lifecycle.Permanent, lifecycle.ErrNotFound, "alias %s", id)
+	}
+	at := a.target
+	if k.w.now.Sub(a.changed) < late {
+		at = a.before
+	}
+	if k.look(at) == nil {
+		return "", refuse(lifecycle.Permanent, lifecycle.ErrNotFound, "alias %s", id)
+	}
+	return at, nil
 }
 
 func (k *fakeKMS) FindKeys(ctx context.Context, tags map[string]string) (found []lifecycle.TaggedKey, err error) {
@@ -624,6 +641,9 @@ func (k *fakeKMS) CreateAlias(ctx context.Context, alias, id string) error {
 		k.aliases[alias] = &fakeAlias{target: id, changed: k.w.now}
 		key.pointedAt = true
 		k.moves = append(k.moves, move{alias, "", id})
+		if k.onMove != nil {
+			k.onMove(k.moves[len(k.moves)-1])
+		}
 		return nil
 	})
 }
@@ -652,6 +672,9 @@ func (k *fakeKMS) UpdateAlias(ctx context.Context, alias, id string) error {
 			k.moves = append(k.moves, move{alias, a.target, id})
 			*a = fakeAlias{target: id, before: a.target, changed: k.w.now}
 			key.pointedAt = true
+			if k.onMove != nil {
+				k.onMove(k.moves[len(k.moves)-1])
+			}
 		}
 		return nil
 	})
@@ -680,6 +703,10 @@ func (k *fakeKMS) addForeign() *fakeKey {
 
 func (k *fakeKMS) Encrypt(ctx context.Context, id string, plaintext []byte, under map[string]string) (ciphertext []byte, err error) {
 	err = k.do(ctx, "Encrypt", false, func() error {
+		id, err := k.resolve(id, k.lateAliases+k.lateEncrypt)
+		if err != nil {
+			return err
+		}
 		key, err := k.usable(id)
 		if err != nil {
 			return err
@@ -707,8 +734,11 @@ func (k *fakeKMS) Decrypt(ctx context.Context, id string, ciphertext []byte, und
 			return refuse(lifecycle.Permanent, lifecycle.ErrState, "%s is %s", id, key.State)
 		}
 		parts := strings.Split(string(ciphertext), "\n")
+		if len(parts) == 4 && parts[0] != id {
+			return refuse(lifecycle.Permanent, lifecycle.ErrIncorrectKey, "%s", parts[0])
+		}
 		held := parts[1] == hex.EncodeToString(key.material) || slices.ContainsFunc(key.old, func(m *fakeMaterial) bool { return parts[1] == hex.EncodeToString(m.bytes) })
-		if len(parts) != 4 || parts[0] != id || !held || parts[2] != under["byokd-canary"] {
+		if len(parts) != 4 || !held || parts[2] != under["byokd-canary"] {
 			return refuse(lifecycle.Permanent, lifecycle.ErrState, "invalid ciphertext")
 		}
 		key.lastUse = k.Now()

@@ -347,7 +347,8 @@ type KMS interface {
 	CreateAlias(ctx context.Context, alias, keyID string) error
 	UpdateAlias(ctx context.Context, alias, keyID string) error
 
-	// Encrypt and Decrypt probe a key under an encryption context.
+	// Encrypt and Decrypt probe a key under an encryption context; Encrypt takes
+	// an alias as well.
 	Encrypt(ctx context.Context, keyID string, plaintext []byte, encryptionContext map[string]string) ([]byte, error)
 	Decrypt(ctx context.Context, keyID string, ciphertext []byte, encryptionContext map[string]string) ([]byte, error)
 }
@@ -460,6 +461,8 @@ var (
 	ErrDenied = errors.New("access denied")
 	// ErrLimit: a quota is used up, or a key's rotations on demand.
 	ErrLimit = errors.New("limit reached")
+	// ErrIncorrectKey: the ciphertext is of another key than the one named.
+	ErrIncorrectKey = errors.New("ciphertext of another key")
 	// ErrState: the KMS key's state does not allow the operation.
 	ErrState = errors.New("key state does not allow it")
 )

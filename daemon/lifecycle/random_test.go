@@ -107,6 +107,19 @@ func TestRandom(t *testing.T) {
 					k.State = "Disabled"
 				}
 			},
+			"the next key fails once the alias is on it": func() {
+				fail := rapid.SampledFrom([]func(k *fakeKey){
+					func(k *fakeKey) { k.State = "Disabled" },
+					(*fakeKey).forget,
+					func(k *fakeKey) { k.State, k.DeletionDate = "PendingDeletion", w.kms.Now().Add(30*days) },
+				}).Draw(t, "failure")
+				w.kms.onMove = func(m move) {
+					if g, ok := w.journal.generationOf(w.kms.keys[m.to].tags[lifecycle.TagHSMID]); ok && g.Stage == lifecycle.PreActive {
+						w.kms.onMove = nil
+						fail(w.kms.keys[m.to])
+					}
+				}
+			},
 			"somebody deletes the new key": func() {
 				g := someGeneration()
 				if k := w.kms.look(g.KeyID); k != nil && g.Stage == lifecycle.PreActive && len(w.kms.aliasesOf(g.KeyID)) == 0 {
@@ -151,6 +164,7 @@ func TestRandom(t *testing.T) {
 
 		// Left in peace, with what a person is asked to mend mended.
 		clear(w.kms.denied)
+		w.kms.onMove = nil
 		w.kms.lateKeys, w.kms.lateTags, w.kms.lateAliases = 0, 0, 0
 		w.advance(time.Hour)
 		for _, id := range w.journal.order {
@@ -158,8 +172,14 @@ func TestRandom(t *testing.T) {
 				w.journal.finish(id, "discarded") // what was asked for may have become impossible
 			}
 		}
+		rotates := 0 // the generation of the open rotation
+		for _, row := range w.journal.jobs {
+			if row.kind == lifecycle.Rotate && row.state != "completed" && row.state != "discarded" {
+				rotates = row.generation
+			}
+		}
 		for _, g := range w.journal.generations["payments"] {
-			if k := w.kms.look(g.KeyID); k != nil && (g.Stage == lifecycle.PreActive || g.Stage == lifecycle.Active) && k.State == "Disabled" {
+			if k := w.kms.look(g.KeyID); k != nil && (g.Stage == lifecycle.PreActive || g.Stage == lifecycle.Active || g.Number == rotates) && k.State == "Disabled" {
 				k.State = "Enabled"
 			}
 		}
@@ -169,7 +189,7 @@ func TestRandom(t *testing.T) {
 			if due := w.journal.jobs[id].due; due.After(w.now) {
 				w.now = due
 			}
-			switch err := w.drive(id, 0); {
+			switch err := w.drive(id, 1); { // an alias may have to be put back first
 			case lifecycle.WaitingFor(err) == lifecycle.WaitAlias && w.journal.jobs[id].kind == lifecycle.Retire:
 				w.journal.finish(id, "discarded") // somebody uses the old key
 			case lifecycle.WaitingFor(err) == lifecycle.WaitConfig && w.journal.jobs[id].kind == lifecycle.Synchronize && len(w.hsm.lost) > 0:

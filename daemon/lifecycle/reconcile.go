@@ -488,8 +488,9 @@ func (rec *reconciliation) stages(ctx context.Context) error {
 				return err
 			}
 			if used {
-				continue
+				return nil // those before it are not gone on with either
 			}
+			g.ActivatedAt = g.CreatedAt // the alias may have been on it, and put back
 		}
 		g.Stage = PreActive
 		rec.put(g)

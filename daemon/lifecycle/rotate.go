@@ -552,18 +552,18 @@ func importNew(ctx context.Context, r *run, s *Step) (Change, error) {
 	recorded := g.MaterialID != "" && g.MaterialID == key.MaterialID && !g.ImportedAt.IsZero()
 	present := key.State == "Enabled" && key.MaterialID != "" && r.asImported(key.ValidTo)
 	switch {
+	case present && !intent.SentAt.IsZero():
+		g.ImportedAt, g.MaterialID, g.ValidTo, g.MaterialDeletedAt = r.importedAt(key.ValidTo), key.MaterialID, key.ValidTo, time.Time{}
 	case present && recorded:
 		g.ValidTo = key.ValidTo
 		s.Message = "KMS key " + g.KeyID + " has its key material"
 		return Change{Generations: []Generation{g}}, nil
-	case present && !intent.SentAt.IsZero():
-		g.ImportedAt, g.MaterialID, g.ValidTo, g.MaterialDeletedAt = r.importedAt(key.ValidTo), key.MaterialID, key.ValidTo, time.Time{}
 	default:
 		sent := func() error {
 			s.Data = mustJSON(importIntent{SentAt: r.now()})
 			return r.record(ctx, Change{Steps: []Step{*s}})
 		}
-		g, err = r.importMaterial(ctx, g, false, sent)
+		imported, err := r.importMaterial(ctx, g, false, sent)
 		switch {
 		case errors.Is(err, errObjectGone):
 			return Change{}, r.restart(ctx, g, errObjectGone.Error())
@@ -572,11 +572,12 @@ func importNew(ctx context.Context, r *run, s *Step) (Change, error) {
 			return Change{}, operator(WaitConfig, "KMS key %s of the new generation holds key material that is not the HSM's: "+
 				"schedule its deletion so that byokd makes another key: %w", g.KeyID, err)
 		case err != nil:
-			if c := ClassOf(err); c == Operator || c == Permanent {
+			if c := ClassOf(err); (c == Operator || c == Permanent) && imported.ImportedAt.Equal(g.ImportedAt) {
 				s.Data = nil // KMS said no
 			}
 			return Change{}, err
 		}
+		g = imported
 	}
 	s.Message = "imported " + g.HSMLabel + " into KMS key " + g.KeyID
 	if !g.ValidTo.IsZero() {
@@ -733,25 +734,32 @@ func (r *run) prove(ctx context.Context, g Generation) (how string, err error) {
 	return how, nil
 }
 
-// probe encrypts and decrypts by key ID under byokd's own encryption context.
+// probe encrypts and decrypts by key ID until that goes well.
 func (r *run) probe(ctx context.Context, g Generation) error {
+	return r.poll(ctx, "verify "+g.KeyID, func() (bool, error) {
+		err := r.seal(ctx, g.KeyID, g.KeyID)
+		return err == nil, err
+	})
+}
+
+// seal encrypts by through, a key ID or an alias, and decrypts by key ID, under
+// byokd's own encryption context.
+func (r *run) seal(ctx context.Context, through, keyID string) error {
 	plain := make([]byte, 32)
 	rand.Read(plain)
 	under := map[string]string{"byokd-canary": r.job.Group}
-	return r.poll(ctx, "verify "+g.KeyID, func() (bool, error) {
-		sealed, err := r.kms.Encrypt(ctx, g.KeyID, plain, under)
-		if err != nil {
-			return false, err
-		}
-		opened, err := r.kms.Decrypt(ctx, g.KeyID, sealed, under)
-		if err != nil {
-			return false, err
-		}
-		if string(opened) != string(plain) {
-			return false, &Fault{Class: Permanent, Err: fmt.Errorf("KMS key %s decrypts to something else than was encrypted", g.KeyID)}
-		}
-		return true, nil
-	})
+	sealed, err := r.kms.Encrypt(ctx, through, plain, under)
+	if err != nil {
+		return err
+	}
+	opened, err := r.kms.Decrypt(ctx, keyID, sealed, under)
+	if err != nil {
+		return err
+	}
+	if string(opened) != string(plain) {
+		return &Fault{Class: Permanent, Err: fmt.Errorf("KMS key %s decrypts to something else than was encrypted", keyID)}
+	}
+	return nil
 }
 
 func orNone(s string) string {

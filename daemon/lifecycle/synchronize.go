@@ -577,6 +577,14 @@ func syncAlias(ctx context.Context, r *run, s *Step) (Change, error) {
 				r.aliasCreated(&c, s, active) // by an attempt that did not come to record it
 			}
 		case "":
+			key, err := r.kms.DescribeKey(ctx, active.KeyID)
+			if err != nil && !errors.Is(err, ErrNotFound) {
+				return Change{}, err
+			}
+			if err != nil || key.State == "PendingDeletion" {
+				s.State, s.Message = Skipped, fmt.Sprintf("KMS key %s is scheduled for deletion or gone: no alias is pointed at it", active.KeyID)
+				break
+			}
 			s.Data = mustJSON(changed{Generations: []int{active.Number}})
 			if err := r.record(ctx, Change{Steps: []Step{*s}}); err != nil {
 				return Change{}, err
