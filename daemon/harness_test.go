@@ -82,6 +82,11 @@ func newWorld(t *testing.T) *world {
 	w.initState()
 	t.Cleanup(func() {
 		w.halt()
+		for _, e := range w.sim.Events() {
+			if e.Envelope.Source == "byokd" {
+				checkEvent(t, e.Envelope)
+			}
+		}
 		if t.Failed() {
 			t.Logf("byokd's log:\n%s", w.log.String())
 		}

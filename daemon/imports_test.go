@@ -36,7 +36,8 @@ var mayImport = map[string]struct{ byokd, third []string }{
 const simulators = "byokd/cloud/"
 
 // testOnly must not be part of any program.
-var testOnly = []string{"testing", "go.uber.org/goleak", "pgregory.net/rapid", "github.com/google/go-cmp", "github.com/rogpeppe/go-internal", "byokd/hsm/hsmtest"}
+var testOnly = []string{"testing", "go.uber.org/goleak", "pgregory.net/rapid", "github.com/google/go-cmp", "github.com/rogpeppe/go-internal",
+	"github.com/santhosh-tekuri/jsonschema/v6", "go.yaml.in/yaml/v3", "byokd/hsm/hsmtest"}
 
 type goPackage struct {
 	ImportPath, Name, Doc string
