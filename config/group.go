@@ -119,15 +119,21 @@ type Rotation struct {
 	DisablePreviousAfter Duration `toml:"disable_previous_after" json:"disable_previous_after"`
 
 	// DeletePreviousMaterialAfter is when a previous key's material is deleted
-	// from KMS, and SchedulePreviousDeletionAfter when the key's deletion is
-	// scheduled, since the alias has left it. Default of both: nil, never.
+	// from KMS; the HSM keeps it, and a synchronization brings it back. Of a key
+	// that was rotated in place it is not. SchedulePreviousDeletionAfter is when
+	// the key's deletion is scheduled, with KMS's waiting period of 30 days. Both
+	// count since the alias has left the key. Default of both: nil, never.
 	DeletePreviousMaterialAfter   *Duration `toml:"delete_previous_material_after,optional" json:"delete_previous_material_after"`
 	SchedulePreviousDeletionAfter *Duration `toml:"schedule_previous_deletion_after,optional" json:"schedule_previous_deletion_after"`
 
-	// KeepGenerations is how many generations stay usable. Default: 0, all.
+	// KeepGenerations is how many generations stay usable: the active one and
+	// those that the alias has left last. The KMS keys of the others are disabled
+	// once nothing uses them, and nothing more. Those that are disabled, expired
+	// or without material already, or kept, do not count. Default: 0, all.
 	KeepGenerations int `toml:"keep_generations" json:"keep_generations"`
 
-	// ManageAdopted retires generation 0 as well. Default: false.
+	// ManageAdopted retires generation 0 as well, once active_key_id no longer
+	// names it; its material is never deleted. Default: false.
 	ManageAdopted bool `toml:"manage_adopted" json:"manage_adopted"`
 
 	// OverdueAfter is how late a rotation may be before it is reported.
@@ -463,7 +469,35 @@ func (l *loader) checkRotation(d *document, r *Rotation) {
 			d.bad["rotation.mode"] = true
 		}
 	}
+	d.checkRetirement(r)
 	l.checkValidity(d, r, gap)
+}
+
+// checkRetirement checks that what is done to previous keys comes in an order in
+// which all of it can be done.
+func (d *document) checkRetirement(r *Rotation) {
+	const disable, material, deletion = "rotation.disable_previous_after", "rotation.delete_previous_material_after", "rotation.schedule_previous_deletion_after"
+	if r.Mode == "in-place" {
+		for key, given := range map[string]bool{material: r.DeletePreviousMaterialAfter != nil, deletion: r.SchedulePreviousDeletionAfter != nil,
+			"rotation.keep_generations": r.KeepGenerations != 0} {
+			if given && d.ok(key) {
+				d.problemf(key, `cannot be done: with mode = "in-place" all generations are in one KMS key, which is in use: remove it, or use mode = "alias" or "auto"`)
+				d.bad["rotation.mode"] = true
+			}
+		}
+	}
+	for _, after := range []struct {
+		key string
+		at  *Duration
+	}{{material, r.DeletePreviousMaterialAfter}, {deletion, r.SchedulePreviousDeletionAfter}} {
+		if after.at != nil && r.DisablePrevious && *after.at < r.DisablePreviousAfter && d.ok(after.key, disable) {
+			d.problemf(after.key, "%s is sooner than disable_previous_after, %s: make it longer, so that a key is disabled first and whoever misses it can have it back, or set disable_previous = false",
+				*after.at, r.DisablePreviousAfter)
+		}
+	}
+	if m, del := r.DeletePreviousMaterialAfter, r.SchedulePreviousDeletionAfter; m != nil && del != nil && *del < *m && d.ok(material, deletion) {
+		d.problemf(material, "%s is later than schedule_previous_deletion_after, %s, when the key goes with its material: make it shorter, or remove it", *m, *del)
+	}
 }
 
 // gapFrom and gapSpan bound the search for the longest gap of a schedule: as

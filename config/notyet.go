@@ -35,10 +35,6 @@ var laterConfig = []later[Config]{
 
 var laterGroup = []later[Group]{
 	{"rotation.mode", func(g *Group) bool { return g.Rotation.Mode != "alias" }, `"alias"`},
-	{"rotation.delete_previous_material_after", func(g *Group) bool { return g.Rotation.DeletePreviousMaterialAfter != nil }, `""`},
-	{"rotation.schedule_previous_deletion_after", func(g *Group) bool { return g.Rotation.SchedulePreviousDeletionAfter != nil }, `""`},
-	{"rotation.keep_generations", func(g *Group) bool { return g.Rotation.KeepGenerations != 0 }, "0"},
-	{"rotation.manage_adopted", func(g *Group) bool { return g.Rotation.ManageAdopted }, "false"},
 	{"rotation.grants", func(g *Group) bool { return g.Rotation.Grants != "warn" }, `"warn"`},
 	{"rotation.drift", func(g *Group) bool { return g.Rotation.Drift != "report" }, `"report"`},
 }

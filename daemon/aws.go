@@ -229,5 +229,6 @@ func (d *Daemon) newEngine() *lifecycle.Engine {
 		Journal: journal{d}, HSM: d.tokens.get, KMS: d.kms,
 		Host: d.host, Log: d.log, Now: d.Now, CreateLook: createLook(), SamePolicy: cloud.SamePolicy,
 		Announce: d.announces,
+		Named:    func(keyID string) bool { return d.groups.named(keyID) },
 	}
 }

@@ -178,13 +178,7 @@ func (d *Daemon) renew(ctx context.Context, name string, generations []lifecycle
 	if !ok || g.def == nil {
 		return nil
 	}
-	var rotated time.Time
-	for _, gen := range generations {
-		if gen.Stage == lifecycle.Active {
-			rotated = gen.ActivatedAt
-		}
-	}
-	_, next, _ := d.nextAfter(g, rotated)
+	_, next, _ := d.nextAfter(g, lifecycle.LastRotation(generations))
 	r := d.renewal(g, generations, next)
 	now := d.Now()
 	if r.at.IsZero() || r.at.After(now) {

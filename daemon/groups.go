@@ -119,6 +119,9 @@ func (d *Daemon) definition(g *config.Group) lifecycle.Definition {
 		Description: g.AWS.Description, Tags: g.AWS.Tags, ActiveKeyID: g.AWS.ActiveKeyID,
 		Mode: g.Rotation.Mode, KeepValidFor: time.Duration(g.Rotation.KeepValidFor), Verify: g.Rotation.Verify,
 		DisablePrevious: g.Rotation.DisablePrevious, DisablePreviousAfter: time.Duration(g.Rotation.DisablePreviousAfter),
+		DeletePreviousMaterialAfter:   (*time.Duration)(g.Rotation.DeletePreviousMaterialAfter),
+		SchedulePreviousDeletionAfter: (*time.Duration)(g.Rotation.SchedulePreviousDeletionAfter),
+		KeepGenerations:               g.Rotation.KeepGenerations, ManageAdopted: g.Rotation.ManageAdopted,
 		FormerAliases: g.AWS.FormerAliases, PreviousName: g.AWS.PreviousName, Digest: g.Digest(),
 	}
 	if g.Policy != nil {
@@ -344,15 +347,16 @@ func (d *Daemon) accept(ctx context.Context, g, last *config.Group, row jobstore
 		if _, err := d.store.Resnapshot(ctx, g.Name, mustJSON(def), g.HSM); err != nil {
 			return err
 		}
-		if !g.Rotation.DisablePrevious {
-			if err := d.cancelRetirements(ctx, g.Name); err != nil {
-				return err
-			}
-		}
 		if _, err := d.store.Wake(ctx, jobstore.WakeFilter{Groups: []string{g.Name}}); err != nil {
 			return err
 		}
 		wake(d.jobsWake)
+	}
+	if last != nil && (last.Digest() != digest || trigger == triggerStart) {
+		// Also at start: byokd may have died between a job's end and this.
+		if err := d.planRetirement(ctx, g, trigger); err != nil {
+			return err
+		}
 	}
 	if isNew {
 		d.log.Info("new group", "group", g.Name, "alias", g.AWS.Alias, "region", g.AWS.Region)
@@ -454,22 +458,34 @@ func ruleChanged(a, b *config.Group) bool {
 	return x.Enabled != y.Enabled || x.Every != y.Every || x.Schedule != y.Schedule || x.Timezone != y.Timezone
 }
 
-// cancelRetirements drops what the definition no longer asks for.
-func (d *Daemon) cancelRetirements(ctx context.Context, name string) error {
-	waiting, err := d.openJobs(ctx, name, lifecycle.Retire)
+// planRetirement plans what a definition wants retired of the generations that
+// there are, and drops what it no longer wants.
+func (d *Daemon) planRetirement(ctx context.Context, g *config.Group, trigger string) error {
+	if !d.cfg.Load().Designated {
+		return nil
+	}
+	generations, err := journal{d}.Generations(ctx, g.Name)
 	if err != nil {
 		return err
 	}
-	for _, job := range waiting {
-		if j, err := lifecycleJob(&job); err != nil || j.Request.Retire != "disable" {
-			continue
-		}
-		err := d.store.Cancel(ctx, job.ID, jobstore.AuditEntry{Actor: "byokd", Action: "cancel", Detail: "the definition no longer asks for it"})
-		if err != nil && !errors.Is(err, jobstore.ErrRunning) && !errors.Is(err, jobstore.ErrFinished) {
-			return err
+	plan := lifecycle.Retirements(d.definition(g), generations, trigger, d.Now())
+	if err := d.store.SetPlan(ctx, planRow(*plan)); err != nil {
+		return err
+	}
+	wake(d.jobsWake)
+	return nil
+}
+
+// named reports whether the active_key_id of a definition in force names a key.
+func (gs *groups) named(keyID string) bool {
+	gs.mu.Lock()
+	defer gs.mu.Unlock()
+	for _, g := range gs.m {
+		if g.def != nil && !g.gone && g.def.AWS.ActiveKeyID == keyID {
+			return true
 		}
 	}
-	return nil
+	return false
 }
 
 // openJobs are a group's jobs of a kind that have not ended.
@@ -621,6 +637,11 @@ func (gs *groups) jobEnded(ctx context.Context, job *lifecycle.Job, done, applie
 		// The definition may have changed while the job ran.
 		if err := errors.Join(d.synchronizeChanged(ctx, g.def, g.row, triggerWatch), d.force(ctx, g.def, g.row)); err != nil {
 			d.storeFailed("ask for what a changed definition needs", err)
+		}
+	}
+	if done && g.def != nil && job.Kind != lifecycle.Retire { // the end of one changes nothing about the others
+		if err := d.planRetirement(ctx, g.def, job.Trigger); err != nil {
+			d.storeFailed("plan what is to be retired", err)
 		}
 	}
 	d.plan(job.Group)

@@ -38,9 +38,11 @@ func (j journal) Record(ctx context.Context, c lifecycle.Change) error {
 		change.Audit = append(change.Audit, jobstore.AuditEntry(a))
 	}
 	for _, n := range c.Jobs {
-		change.Jobs = append(change.Jobs, jobstore.NewJob{Kind: string(n.Kind), Group: n.Group, HSM: n.Definition.HSM,
-			Generation: n.Generation, Trigger: n.Trigger, UniqueKey: n.UniqueKey, DueAt: n.DueAt,
-			Definition: mustJSON(n.Definition), Request: mustJSON(n.Request), Steps: lifecycle.Steps(n.Kind)})
+		change.Jobs = append(change.Jobs, newJobRow(n))
+	}
+	if c.Plan != nil {
+		plan := planRow(*c.Plan)
+		change.Plan = &plan
 	}
 	beforeRecord()
 	err := j.d.store.Advance(ctx, change)
@@ -53,11 +55,25 @@ func (j journal) Record(ctx context.Context, c lifecycle.Change) error {
 	if len(c.Events) > 0 {
 		j.d.wakeEvents()
 	}
-	if len(c.Jobs) > 0 {
+	if len(c.Jobs) > 0 || c.Plan != nil {
 		wake(j.d.jobsWake)
 	}
 	j.d.changes.notify()
 	return nil
+}
+
+func newJobRow(n lifecycle.NewJob) jobstore.NewJob {
+	return jobstore.NewJob{Kind: string(n.Kind), Group: n.Group, HSM: n.Definition.HSM,
+		Generation: n.Generation, Trigger: n.Trigger, UniqueKey: n.UniqueKey, DueAt: n.DueAt,
+		Definition: mustJSON(n.Definition), Request: mustJSON(n.Request), Steps: lifecycle.Steps(n.Kind)}
+}
+
+func planRow(p lifecycle.Plan) jobstore.Plan {
+	row := jobstore.Plan{Group: p.Group}
+	for _, n := range p.Jobs {
+		row.Jobs = append(row.Jobs, newJobRow(n))
+	}
+	return row
 }
 
 func generation(g jobstore.Generation) lifecycle.Generation {
@@ -65,7 +81,7 @@ func generation(g jobstore.Generation) lifecycle.Generation {
 		HSMLabel: g.HSMLabel, HSMID: g.HSMID, GeneratedAt: g.GeneratedAt, JobID: g.JobID, Region: g.Region,
 		Account: g.Account, KeyID: g.KeyID, KeyARN: g.KeyARN, MaterialID: g.MaterialID, CreatedAt: g.CreatedAt,
 		ImportedAt: g.ImportedAt, ActivatedAt: g.ActivatedAt, ValidTo: g.ValidTo, DisabledAt: g.DisabledAt,
-		MaterialDeletedAt: g.MaterialDeletedAt, DeletionDate: g.DeletionDate, Policy: g.Policy, Tags: g.Tags}
+		MaterialDeletedAt: g.MaterialDeletedAt, DeletionDate: g.DeletionDate, LeftAt: g.LeftAt, KeptAt: g.KeptAt, Policy: g.Policy, Tags: g.Tags}
 }
 
 func generationRow(g lifecycle.Generation) jobstore.Generation {
@@ -73,5 +89,5 @@ func generationRow(g lifecycle.Generation) jobstore.Generation {
 		HSMLabel: g.HSMLabel, HSMID: g.HSMID, GeneratedAt: g.GeneratedAt, JobID: g.JobID, Region: g.Region,
 		Account: g.Account, KeyID: g.KeyID, KeyARN: g.KeyARN, MaterialID: g.MaterialID, CreatedAt: g.CreatedAt,
 		ImportedAt: g.ImportedAt, ActivatedAt: g.ActivatedAt, ValidTo: g.ValidTo, DisabledAt: g.DisabledAt,
-		MaterialDeletedAt: g.MaterialDeletedAt, DeletionDate: g.DeletionDate, Policy: g.Policy, Tags: g.Tags}
+		MaterialDeletedAt: g.MaterialDeletedAt, DeletionDate: g.DeletionDate, LeftAt: g.LeftAt, KeptAt: g.KeptAt, Policy: g.Policy, Tags: g.Tags}
 }

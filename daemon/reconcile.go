@@ -218,6 +218,11 @@ func (d *Daemon) decide(ctx context.Context, name string, found lifecycle.Findin
 	if g.def == nil || g.gone || !designated {
 		return nil
 	}
+	if len(found.Generations) > 0 {
+		if err := d.planRetirement(ctx, g.def, triggerStart); err != nil {
+			return err
+		}
+	}
 	value := g.def.Rotation.Force
 	switch {
 	case len(found.Generations) > 0 && g.row.AppliedDigest == "":

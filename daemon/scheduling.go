@@ -33,19 +33,13 @@ func rule(g *config.Group) (*schedule.Rule, error) {
 
 // next is a group's next tick.
 func (d *Daemon) next(g group) (tick, at time.Time, missed int) {
-	generations, err := d.store.Generations(context.Background(), g.name)
+	generations, err := journal{d}.Generations(context.Background(), g.name)
 	if err != nil {
 		// Without them a group would look overdue.
 		d.storeFailed("read the generations", err)
 		return
 	}
-	var rotated time.Time
-	for _, gen := range generations {
-		if gen.Stage == string(lifecycle.Active) {
-			rotated = gen.ActivatedAt
-		}
-	}
-	return d.nextAfter(g, rotated)
+	return d.nextAfter(g, lifecycle.LastRotation(generations))
 }
 
 // nextAfter is the next tick of a group that was last rotated at the given time.

@@ -86,7 +86,6 @@ func (d *Daemon) groupStatus(g group, v *view) control.GroupStatus {
 		if gen.Stage == lifecycle.Active {
 			number := gen.Number
 			s.Active = control.ActiveKey{Generation: &number, KeyID: control.String(gen.KeyID), KeyARN: control.String(gen.KeyARN), ValidTo: control.At(gen.ValidTo)}
-			s.LastRotation = control.At(gen.ActivatedAt)
 		}
 	}
 	for _, gen := range generations {
@@ -98,6 +97,7 @@ func (d *Daemon) groupStatus(g group, v *view) control.GroupStatus {
 			s.Active.ValidTo = control.At(gen.ValidTo)
 		}
 	}
+	s.LastRotation = control.At(lifecycle.LastRotation(generations))
 	expired := !s.Active.ValidTo.IsZero() && !v.now.Before(s.Active.ValidTo.Time)
 	_, at, _ := d.nextAfter(g, s.LastRotation.Time)
 	expiry := d.expiryProblems(g, v, at)
@@ -110,7 +110,8 @@ func (d *Daemon) groupStatus(g group, v *view) control.GroupStatus {
 
 	var failing, rotating bool
 	for _, j := range v.open[g.name] {
-		failing = failing || j.State == jobstore.Retryable
+		// That a key in use is not retired is as it should be.
+		failing = failing || j.State == jobstore.Retryable && j.WaitingFor != lifecycle.WaitUse
 		rotating = rotating || j.Kind == string(lifecycle.Rotate)
 	}
 	_, given := v.discarded[g.name]
@@ -174,7 +175,9 @@ func (d *Daemon) groupProblems(g group, v *view, due time.Time) []control.Proble
 			continue
 		}
 		message := fmt.Sprintf("%s job %s: %s", j.Kind, j.ID, j.Error)
-		if j.WaitingFor != "" {
+		if j.WaitingFor == lifecycle.WaitUse {
+			add("waiting-use", fmt.Sprintf("generation %d: %s", j.Generation, j.Error), j.FirstFailed)
+		} else if j.WaitingFor != "" {
 			add("waiting-"+j.WaitingFor, message+"; when that is mended: byokctl retry "+j.ID, j.FirstFailed)
 		} else {
 			add("retrying", fmt.Sprintf("%s; tried again at %s", message, j.NextAttempt.UTC().Format(time.RFC3339)), j.FirstFailed)

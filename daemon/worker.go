@@ -164,6 +164,10 @@ func (d *Daemon) runJob(ctx context.Context, row *jobstore.Job) {
 	case lifecycle.Interrupted:
 		log.Info("job put back: byokd stops, or is no longer designated", "elapsed", elapsed)
 	case lifecycle.Operator:
+		if lifecycle.WaitingFor(err) == lifecycle.WaitUse {
+			log.Info("retirement waits: the key is, or may be, in use", "err", err)
+			return
+		}
 		log.Error("job waits for a person", "waiting_for", lifecycle.WaitingFor(err), "err", err)
 	case lifecycle.Permanent:
 		log.Error("job given up", "err", err)

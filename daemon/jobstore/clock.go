@@ -25,6 +25,7 @@ func (s *Store) SetBack(ctx context.Context, now time.Time, longest time.Duratio
 			{`UPDATE jobs SET due_at = ?1 + max(due_at - created_at, 0), created_at = ?1 WHERE state = 'available' AND created_at > ?1`, []any{at}},
 			{`UPDATE outbox SET next_attempt = NULL WHERE state = 'pending' AND next_attempt > ?1`, []any{limit}},
 			{`UPDATE generations SET activated_at = CASE WHEN created_at <= ?1 THEN created_at ELSE ?1 END WHERE activated_at > ?1`, []any{at}},
+			{`UPDATE generations SET left_at = ?1 WHERE left_at > ?1`, []any{at}},
 			{`DELETE FROM triggers WHERE at > ?1 AND unique_key LIKE 'tick:%'`, []any{at}},
 			{`UPDATE groups SET first_seen = ?1 WHERE first_seen > ?1`, []any{at}},
 			{`UPDATE groups SET enabled_at = ?1 WHERE enabled_at > ?1`, []any{at}},

@@ -30,6 +30,8 @@ type Generation struct {
 	DisabledAt        time.Time
 	MaterialDeletedAt time.Time
 	DeletionDate      time.Time
+	LeftAt            time.Time // by the alias
+	KeptAt            time.Time // from retirement, by a person
 
 	Policy string
 	Tags   map[string]string
@@ -61,21 +63,23 @@ func (t *tx) putGeneration(g Generation) error {
 		return err
 	}
 	_, err := t.exec(`INSERT INTO generations (`+generationColumns+`)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (grp, number) DO UPDATE SET stage = excluded.stage, hsm = excluded.hsm, hsm_label = excluded.hsm_label,
 			hsm_id = excluded.hsm_id, generated_at = excluded.generated_at, job_id = excluded.job_id, region = excluded.region,
 			account = excluded.account, key_id = excluded.key_id, key_arn = excluded.key_arn, material_id = excluded.material_id,
 			created_at = excluded.created_at, imported_at = excluded.imported_at, activated_at = excluded.activated_at,
 			valid_to = excluded.valid_to, disabled_at = excluded.disabled_at, material_deleted_at = excluded.material_deleted_at,
-			deletion_date = excluded.deletion_date, policy = excluded.policy, tags = excluded.tags`,
+			deletion_date = excluded.deletion_date, left_at = excluded.left_at,
+			kept_at = excluded.kept_at, policy = excluded.policy, tags = excluded.tags`,
 		g.Group, g.Number, g.Stage, g.HSM, g.HSMLabel, g.HSMID, millis(g.GeneratedAt), g.JobID, g.Region, g.Account, g.KeyID, g.KeyARN,
 		g.MaterialID, millis(g.CreatedAt), millis(g.ImportedAt), millis(g.ActivatedAt), millis(g.ValidTo),
-		millis(g.DisabledAt), millis(g.MaterialDeletedAt), millis(g.DeletionDate), g.Policy, jsonText(g.Tags))
+		millis(g.DisabledAt), millis(g.MaterialDeletedAt), millis(g.DeletionDate),
+		millis(g.LeftAt), millis(g.KeptAt), g.Policy, jsonText(g.Tags))
 	return err
 }
 
 const generationColumns = `grp, number, stage, hsm, hsm_label, hsm_id, generated_at, job_id, region, account, key_id, key_arn,
-	material_id, created_at, imported_at, activated_at, valid_to, disabled_at, material_deleted_at, deletion_date, policy, tags`
+	material_id, created_at, imported_at, activated_at, valid_to, disabled_at, material_deleted_at, deletion_date, left_at, kept_at, policy, tags`
 
 // selectGenerations has what scanGeneration reads.
 const selectGenerations = `SELECT ` + generationColumns + `, warned_valid_to, warned_days FROM generations `
@@ -84,7 +88,7 @@ func scanGeneration(row scanner) (g Generation, err error) {
 	err = row.Scan(&g.Group, &g.Number, &g.Stage, &g.HSM, &g.HSMLabel, &g.HSMID, scanTime(&g.GeneratedAt), &g.JobID, &g.Region,
 		&g.Account, &g.KeyID, &g.KeyARN, &g.MaterialID, scanTime(&g.CreatedAt), scanTime(&g.ImportedAt), scanTime(&g.ActivatedAt),
 		scanTime(&g.ValidTo), scanTime(&g.DisabledAt), scanTime(&g.MaterialDeletedAt), scanTime(&g.DeletionDate),
-		&g.Policy, jsonScanner{&g.Tags}, scanTime(&g.WarnedValidTo), &g.WarnedDays)
+		scanTime(&g.LeftAt), scanTime(&g.KeptAt), &g.Policy, jsonScanner{&g.Tags}, scanTime(&g.WarnedValidTo), &g.WarnedDays)
 	return g, err
 }
 

@@ -114,7 +114,7 @@ func TestGenerations(t *testing.T) {
 	full := jobstore.Generation{
 		Group: "a", Number: 2, Stage: "active", HSM: "main", HSMLabel: "byokd/a/2", HSMID: "00ff", GeneratedAt: at(1), JobID: "j",
 		Region: "eu-central-1", Account: "1", KeyID: "k", KeyARN: "arn", MaterialID: "m", CreatedAt: at(2), ImportedAt: at(3),
-		ActivatedAt: at(4), ValidTo: at(5), DisabledAt: at(6), MaterialDeletedAt: at(7), DeletionDate: at(8),
+		ActivatedAt: at(4), ValidTo: at(5), DisabledAt: at(6), MaterialDeletedAt: at(7), DeletionDate: at(8), LeftAt: at(9), KeptAt: at(10),
 		Policy: `{"Statement":[]}`, Tags: map[string]string{"team": "payments", "ü": "<&>"},
 	}
 	put := func(gens ...jobstore.Generation) error {

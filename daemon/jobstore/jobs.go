@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 )
@@ -274,6 +275,7 @@ type Change struct {
 	Events      []Event
 	Audit       []AuditEntry
 	Jobs        []NewJob
+	Plan        *Plan  // nil: unchanged
 	Applied     string // digest of the definition that AWS agrees with now, of the job's group; "": unchanged
 }
 
@@ -320,6 +322,9 @@ func (t *tx) apply(c Change) error {
 		if _, err := t.enqueue(n); err != nil {
 			return fmt.Errorf("enqueue %s of %s: %w", n.Kind, n.Group, err)
 		}
+	}
+	if c.Plan != nil {
+		return t.putPlan(*c.Plan)
 	}
 	return nil
 }
@@ -518,22 +523,59 @@ func (s *Store) Cancel(ctx context.Context, jobID string, audit ...AuditEntry) e
 	return nil
 }
 
-// CancelRetire cancels the generation's retire jobs that are waiting, forgets
-// what asked for them, so that they can be asked for again, and returns how
-// many there were.
-func (s *Store) CancelRetire(ctx context.Context, group string, generation int, audit ...AuditEntry) (n int, err error) {
-	err = s.write(ctx, func(t *tx) error {
-		cancelled, err := t.cancelAll(`kind = 'retire' AND grp = ? AND generation = ?`, group, generation)
+// planKey begins the unique keys of a plan's jobs, and of no others.
+const planKey = "plan:"
+
+// A Plan is all that is to come of a group by itself, as things stand: jobs whose
+// unique keys begin with "plan:".
+type Plan struct {
+	Group string
+	Jobs  []NewJob
+}
+
+// SetPlan makes a group's plan this one: the jobs that it does not have waiting
+// or running are made, those whose due time is another now wait for that, and
+// those that wait and are not in it are cancelled, with an audit row.
+func (s *Store) SetPlan(ctx context.Context, p Plan) error {
+	if err := s.write(ctx, func(t *tx) error { return t.putPlan(p) }); err != nil {
+		return fmt.Errorf("plan what is to come of group %s: %w", p.Group, err)
+	}
+	return nil
+}
+
+func (t *tx) putPlan(p Plan) error {
+	keys := make([]string, len(p.Jobs))
+	for i, n := range p.Jobs {
+		if n.Group != p.Group || !strings.HasPrefix(n.UniqueKey, planKey) {
+			return fmt.Errorf("%s of %s under key %q cannot be planned for %s", n.Kind, n.Group, n.UniqueKey, p.Group)
+		}
+		keys[i] = n.UniqueKey
+	}
+	cancelled, err := t.cancelAll(`grp = ? AND id IN (SELECT job_id FROM triggers WHERE grp = ?
+		AND substr(unique_key, 1, length(?)) = ? AND unique_key NOT IN (SELECT value FROM json_each(?)))`,
+		p.Group, p.Group, planKey, planKey, jsonText(keys))
+	if err != nil {
+		return err
+	}
+	if err := t.auditEach(cancelled, []AuditEntry{{Actor: "byokd", Action: "cancel", Detail: "nothing asks for it any more"}}); err != nil {
+		return err
+	}
+	for _, n := range p.Jobs {
+		// One that has ended and is wanted all the same is asked for anew.
+		if _, err := t.exec(`DELETE FROM triggers WHERE grp = ? AND unique_key = ? AND NOT EXISTS
+			(SELECT 1 FROM jobs WHERE id = job_id AND state IN ('available', 'running', 'retryable'))`, n.Group, n.UniqueKey); err != nil {
+			return err
+		}
+		e, err := t.enqueue(n)
 		if err != nil {
 			return err
 		}
-		n = len(cancelled)
-		return t.auditEach(cancelled, audit)
-	})
-	if err != nil {
-		return 0, fmt.Errorf("cancel retirement of generation %d of %s: %w", generation, group, err)
+		if _, err := t.exec(`UPDATE jobs SET state = 'available', waiting_for = '', next_attempt = NULL, due_at = ?1
+			WHERE id = ?2 AND state IN ('available', 'retryable') AND due_at <> ?1`, millis(n.DueAt), e.JobID); err != nil {
+			return err
+		}
 	}
-	return n, nil
+	return nil
 }
 
 // cancelAll cancels the waiting jobs that the condition is true of, and forgets

@@ -549,26 +549,63 @@ func TestCancel(t *testing.T) {
 	equal(t, "state", load(t, s, job.ID).State, jobstore.Retryable)
 }
 
-func TestCancelRetire(t *testing.T) {
-	s, _ := newStore(t)
-	retire := func(generation int, key string) jobstore.NewJob {
-		return jobstore.NewJob{Kind: "retire", Group: "payments", Generation: generation, UniqueKey: key, DueAt: epoch.Add(time.Hour)}
+func TestPlan(t *testing.T) {
+	s, c := newStore(t)
+	planned := func(generation int, action string, due time.Duration) jobstore.NewJob {
+		return jobstore.NewJob{Kind: "retire", Group: "payments", Generation: generation, UniqueKey: fmt.Sprintf("plan:%s:%d", action, generation), DueAt: epoch.Add(due)}
 	}
-	first := enqueue(t, s, retire(1, "disable:1"))
-	other := enqueue(t, s, retire(2, "disable:2"))
-	enqueue(t, s, rotate("payments", "tick:1"))
-	n, err := s.CancelRetire(t.Context(), "payments", 1, jobstore.AuditEntry{Actor: "root", Action: "keep generation"})
-	must(t, err)
-	equal(t, "cancelled", n, 1)
-	equal(t, "state", load(t, s, first.ID).State, jobstore.Cancelled)
-	equal(t, "open jobs", len(openJobs(t, s)), 2)
-	n, err = s.CancelRetire(t.Context(), "payments", 1)
-	must(t, err)
-	equal(t, "cancelled again", n, 0)
+	double := enqueue(t, s, jobstore.NewJob{Kind: "retire", Group: "payments", UniqueKey: "retire:double:x", DueAt: epoch.Add(time.Hour)})
+	enqueue(t, s, jobstore.NewJob{Kind: "retire", Group: "cards", UniqueKey: "plan:disable:1", DueAt: epoch.Add(1000 * time.Hour)})
+	plan := func(jobs ...jobstore.NewJob) map[string]jobstore.Job {
+		t.Helper()
+		must(t, s.SetPlan(t.Context(), jobstore.Plan{Group: "payments", Jobs: jobs}))
+		open := make(map[string]jobstore.Job)
+		for _, j := range openJobs(t, s) {
+			if j.Group == "payments" && j.Kind == "retire" && j.ID != double.ID {
+				open[fmt.Sprintf("%d %s", j.Generation, j.DueAt.Sub(epoch))] = j
+			}
+		}
+		equal(t, "the other jobs", len(openJobs(t, s))-len(open), 2)
+		return open
+	}
+	first := plan(planned(1, "disable", time.Hour), planned(2, "disable", 2*time.Hour))
+	equal(t, "made", len(first), 2)
+	again := plan(planned(1, "disable", time.Hour), planned(2, "disable", 2*time.Hour))
+	equal(t, "the same", again["1 1h0m0s"].ID, first["1 1h0m0s"].ID)
 
-	// It can be asked for again; the other one is known.
-	equal(t, "a new job", enqueue(t, s, retire(1, "disable:1")).ID != first.ID, true)
-	equal(t, "the same job", enqueue(t, s, retire(2, "disable:2")).ID, other.ID)
+	// Dropped, with an audit row, and another time.
+	moved := plan(planned(2, "disable", 3*time.Hour))
+	equal(t, "left", len(moved), 1)
+	equal(t, "the same job later", moved["2 3h0m0s"].ID, first["2 2h0m0s"].ID)
+	equal(t, "dropped", load(t, s, first["1 1h0m0s"].ID).State, jobstore.Cancelled)
+	audit, err := s.Audit(t.Context(), jobstore.AuditFilter{JobID: first["1 1h0m0s"].ID})
+	must(t, err)
+	equal(t, "audit rows", len(audit), 1)
+
+	// Asked for again, it is another job; one that runs is neither made twice nor dropped.
+	back := plan(planned(1, "disable", 0), planned(2, "disable", 3*time.Hour))
+	equal(t, "made anew", back["1 0s"].ID != first["1 1h0m0s"].ID, true)
+	claim(t, s, c, back["1 0s"].ID)
+	must(t, s.SetPlan(t.Context(), jobstore.Plan{Group: "payments"}))
+	equal(t, "the running one", load(t, s, back["1 0s"].ID).State, jobstore.Running)
+
+	// One that waits for something waits for its new time; one that has ended is made anew.
+	must(t, s.Retry(t.Context(), back["1 0s"].ID, jobstore.Retry{WaitingFor: "use", NextAttempt: epoch.Add(6 * time.Hour)}, jobstore.Change{}))
+	must(t, s.SetPlan(t.Context(), jobstore.Plan{Group: "payments", Jobs: []jobstore.NewJob{planned(1, "disable", 90*time.Hour)}}))
+	job := load(t, s, back["1 0s"].ID)
+	equal(t, "state", job.State, jobstore.Available)
+	equal(t, "due", job.DueAt, epoch.Add(90*time.Hour))
+	c.advance(100 * time.Hour)
+	claim(t, s, c, double.ID)
+	must(t, s.Finish(t.Context(), double.ID, jobstore.Completed, "", jobstore.Change{}))
+	claim(t, s, c, job.ID)
+	must(t, s.Finish(t.Context(), job.ID, jobstore.Completed, "", jobstore.Change{}))
+	must(t, s.SetPlan(t.Context(), jobstore.Plan{Group: "payments", Jobs: []jobstore.NewJob{planned(1, "disable", 90*time.Hour)}}))
+	equal(t, "open jobs of both groups", len(openJobs(t, s)), 2)
+
+	if err := s.SetPlan(t.Context(), jobstore.Plan{Group: "payments", Jobs: []jobstore.NewJob{{Kind: "retire", Group: "payments", UniqueKey: "other"}}}); err == nil {
+		t.Error("a job under another key was planned")
+	}
 }
 
 func TestListJobs(t *testing.T) {

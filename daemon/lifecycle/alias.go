@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -122,20 +123,14 @@ func activate(ctx context.Context, r *run, s *Step) (Change, error) {
 	c := Change{Audit: []AuditEntry{r.audit("move alias", "%s from %s to %s", r.def.Alias, orNone(intent.From), g.KeyID)}}
 	for _, old := range r.generations {
 		if old.Stage == Active && old.Number != g.Number {
-			old.Stage = Previous
+			old.Stage, old.LeftAt = Previous, at
 			c.Generations = append(c.Generations, old)
 		}
 	}
 	g.Stage, g.ActivatedAt = Active, at
 	c.Generations = append(c.Generations, g)
-
-	var disableAt time.Time
-	if old, ok := byKey(r.generations, intent.From); ok && r.retires(old) && old.Number != g.Number {
-		disableAt = at.Add(r.def.DisablePreviousAfter)
-		c.Jobs = append(c.Jobs, NewJob{Kind: Retire, Group: r.job.Group, Generation: old.Number, Trigger: r.job.Trigger,
-			UniqueKey: fmt.Sprintf("retire:disable:%s:%d:%s", r.job.Group, old.Number, r.job.ID), DueAt: disableAt,
-			Definition: r.def, Request: Request{Retire: "disable"}})
-	}
+	c.Plan = r.plan(c.Generations)
+	disableAt := disabledAt(c.Plan, intent.From, r.generations)
 	r.emit(&c, AliasMoved, g.Account, resources(g.KeyARN, intent.FromARN, aliasARN(g.KeyARN, r.def.Alias)), map[string]any{
 		"alias":                   r.def.Alias,
 		"previous_key_id":         orNull(intent.From),
@@ -144,7 +139,7 @@ func activate(ctx context.Context, r *run, s *Step) (Change, error) {
 		"new_key_arn":             g.KeyARN,
 		"generation":              g.Number,
 		"trigger":                 r.job.Trigger,
-		"previous_key_disabled":   !disableAt.IsZero() && r.def.DisablePreviousAfter == 0,
+		"previous_key_disabled":   !disableAt.IsZero() && r.def.DisablePrevious && r.def.DisablePreviousAfter == 0,
 		"previous_key_disable_at": timeOrNull(disableAt),
 	})
 	s.Message = fmt.Sprintf("%s points at KMS key %s", r.def.Alias, g.KeyID)
@@ -172,10 +167,23 @@ func notMoved(err error) error {
 	return fmt.Errorf("%w: %w", errNotMoved, err)
 }
 
-// retires reports whether the definition wants a generation disabled that the
-// alias leaves: not an adopted one, nor one that active_key_id names.
-func (r *run) retires(old Generation) bool {
-	return r.def.DisablePrevious && old.Number > 0 && !names(r.def.ActiveKeyID, old.KeyID)
+// plan is what is to be retired once the changed generations are as they are.
+func (r *run) plan(changed []Generation) *Plan {
+	generations := slices.Clone(r.generations)
+	for _, g := range changed {
+		generations[slices.IndexFunc(generations, func(old Generation) bool { return old.Number == g.Number })] = g
+	}
+	return Retirements(r.def, generations, r.job.Trigger, r.now())
+}
+
+// disabledAt is when a plan disables a KMS key; zero: it does not.
+func disabledAt(p *Plan, keyID string, generations []Generation) time.Time {
+	for _, n := range p.Jobs {
+		if n.Request.Retire == RetireDisable && slices.ContainsFunc(generations, func(g Generation) bool { return g.Number == n.Generation && g.KeyID == keyID }) {
+			return n.DueAt
+		}
+	}
+	return time.Time{}
 }
 
 // aliasIntent returns the intent of an earlier attempt to activate g, else makes

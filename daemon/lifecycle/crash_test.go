@@ -381,6 +381,37 @@ func scenarios() []scenario {
 				"KMS Key Disabled generation=1 previous=null actions=<nil> disabled=<nil>"),
 		},
 		{
+			name: "retire: disable, delete the material, then the key",
+			setup: func(w *world) {
+				w.rotate(retiringWholly())
+				w.rotate(retiringWholly())
+			},
+			act: drain,
+			expect: func(t *testing.T, w *world) {
+				events(first, second,
+					"KMS Key Disabled generation=1 previous=null actions=<nil> disabled=<nil>",
+					"KMS Key Material Deleted generation=1 previous=null actions=<nil> disabled=<nil>",
+					"KMS Key Deletion Scheduled generation=1 previous=null actions=<nil> disabled=<nil>")(t, w)
+				if got := w.generation(1).State(w.now); got != "pending-deletion" {
+					t.Errorf("generation 1 is %s", got)
+				}
+			},
+		},
+		{
+			name: "retire what is beyond keep_generations",
+			setup: func(w *world) {
+				def := definition()
+				def.KeepGenerations = 2
+				w.rotate(def)
+				w.rotate(def)
+				w.advance(48 * time.Hour) // it is not in use by then
+				enqueue(w, lifecycle.Rotate, def, lifecycle.Request{})
+			},
+			act: drain,
+			expect: events(first, second, "KMS Alias Moved generation=3 previous=2 actions=<nil> disabled=false",
+				"KMS Key Disabled generation=1 previous=null actions=<nil> disabled=<nil>"),
+		},
+		{
 			name: "synchronize everything",
 			setup: func(w *world) {
 				w.rotate(definition())

@@ -39,6 +39,11 @@ type Engine struct {
 	// are the same JSON.
 	SamePolicy func(a, b string) bool
 
+	// Named reports whether the active_key_id of any group's definition in force
+	// names a KMS key: such a key is not retired. Default: the job's definition
+	// alone is asked.
+	Named func(keyID string) bool
+
 	// CreateLook is how long an unanswered CreateKey is looked for by its tags
 	// before another key is made. Default: 2 minutes, within which KMS's tags
 	// can be expected to be found.
@@ -69,6 +74,10 @@ const (
 
 	// deletionDays is KMS's shortest waiting period, for keys that were never used.
 	deletionDays = 7
+
+	// retirementDays is KMS's longest waiting period, and its default: for keys
+	// that something may have been encrypted under.
+	retirementDays = 30
 )
 
 // errRestart tells Run to begin the job's steps anew, with a new generation.
@@ -344,14 +353,14 @@ func KeyValidTo(generations []Generation, keyID string) (earliest time.Time) {
 // keyFacts is the part of a generation that is about its KMS key.
 func (g Generation) keyFacts() Generation {
 	return Generation{Account: g.Account, KeyID: g.KeyID, KeyARN: g.KeyARN, CreatedAt: g.CreatedAt, JobID: g.JobID,
-		DisabledAt: g.DisabledAt, DeletionDate: g.DeletionDate, Policy: g.Policy, Tags: g.Tags}
+		DisabledAt: g.DisabledAt, DeletionDate: g.DeletionDate, KeptAt: g.KeptAt, Policy: g.Policy, Tags: g.Tags}
 }
 
 // withKeyFacts returns the generation with what another one says of the KMS key
 // that they share.
 func (g Generation) withKeyFacts(of Generation) Generation {
 	g.Account, g.KeyID, g.KeyARN, g.CreatedAt, g.JobID = of.Account, of.KeyID, of.KeyARN, of.CreatedAt, of.JobID
-	g.DisabledAt, g.DeletionDate, g.Policy, g.Tags = of.DisabledAt, of.DeletionDate, of.Policy, of.Tags
+	g.DisabledAt, g.DeletionDate, g.KeptAt, g.Policy, g.Tags = of.DisabledAt, of.DeletionDate, of.KeptAt, of.Policy, of.Tags
 	return g
 }
 

@@ -68,7 +68,7 @@ func ms(t time.Time) time.Time {
 }
 
 func keptGeneration(g lifecycle.Generation) lifecycle.Generation {
-	for _, t := range []*time.Time{&g.GeneratedAt, &g.CreatedAt, &g.ImportedAt, &g.ActivatedAt, &g.ValidTo, &g.DisabledAt, &g.MaterialDeletedAt, &g.DeletionDate} {
+	for _, t := range []*time.Time{&g.GeneratedAt, &g.CreatedAt, &g.ImportedAt, &g.ActivatedAt, &g.ValidTo, &g.DisabledAt, &g.MaterialDeletedAt, &g.DeletionDate, &g.LeftAt, &g.KeptAt} {
 		*t = ms(*t)
 	}
 	g.Tags = maps.Clone(g.Tags)
@@ -127,7 +127,7 @@ func (j *fakeJournal) nextDue() string {
 	next := ""
 	for _, id := range j.order {
 		row := j.jobs[id]
-		if row.state != "completed" && row.state != "discarded" && (next == "" || row.due.Before(j.jobs[next].due)) {
+		if row.state != "completed" && row.state != "discarded" && row.state != "cancelled" && (next == "" || row.due.Before(j.jobs[next].due)) {
 			next = id
 		}
 	}
@@ -246,7 +246,38 @@ func (j *fakeJournal) apply(c lifecycle.Change) error {
 	for _, n := range c.Jobs {
 		j.insert(n)
 	}
+	if c.Plan != nil {
+		j.setPlan(*c.Plan)
+	}
 	return nil
+}
+
+// setPlan does what the Journal's documentation says of a Plan.
+func (j *fakeJournal) setPlan(p lifecycle.Plan) {
+	wanted := make(map[string]bool)
+	for _, n := range p.Jobs {
+		wanted[n.UniqueKey] = true
+	}
+	for key, id := range j.unique {
+		row := j.jobs[id]
+		if row.group != p.Group || !strings.HasPrefix(key, lifecycle.PlanKey) {
+			continue
+		}
+		waits := row.state == "available" || row.state == "retryable"
+		switch {
+		case waits && !wanted[key]:
+			row.state = "cancelled"
+			delete(j.unique, key)
+		case !waits && row.state != "running":
+			delete(j.unique, key)
+		}
+	}
+	for _, n := range p.Jobs {
+		row := j.jobs[j.insert(n)]
+		if row.state != "running" && !row.due.Equal(n.DueAt) {
+			row.state, row.due = "available", n.DueAt
+		}
+	}
 }
 
 // intent returns the data of the running job's step of that name, while that

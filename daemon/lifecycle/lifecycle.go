@@ -48,6 +48,12 @@ type Definition struct {
 	DisablePrevious      bool          `json:"disable_previous"`
 	DisablePreviousAfter time.Duration `json:"disable_previous_after"`
 
+	// Retirement beyond that; nil: never. KeepGenerations 0: all stay usable.
+	DeletePreviousMaterialAfter   *time.Duration `json:"delete_previous_material_after"`
+	SchedulePreviousDeletionAfter *time.Duration `json:"schedule_previous_deletion_after"`
+	KeepGenerations               int            `json:"keep_generations"`
+	ManageAdopted                 bool           `json:"manage_adopted"` // generation 0 too
+
 	FormerAliases []string `json:"former_aliases"`
 	PreviousName  string   `json:"previous_name"`
 
@@ -72,9 +78,7 @@ type Request struct {
 	Repair         bool      `json:"repair"`
 	ExpiringBefore time.Time `json:"expiring_before,omitzero"`
 
-	// Retire jobs: what is done. "disable": the generation's key is disabled.
-	// "double": the deletion of the KMS key KeyID is scheduled, which an
-	// unanswered CreateKey made beside the generation's own.
+	// Retire jobs: what is done, one of the Retire constants.
 	Retire string `json:"retire"`
 }
 
@@ -149,6 +153,8 @@ type Generation struct {
 	DisabledAt        time.Time // the KMS key, by byokd; zero: not
 	MaterialDeletedAt time.Time // on request; zero: not
 	DeletionDate      time.Time // of the KMS key; zero: not scheduled
+	LeftAt            time.Time // by the alias, as Previous; zero: not, or not known
+	KeptAt            time.Time // the KMS key, by a person, from retirement; zero: not
 
 	Policy string            // key policy last written by byokd; "": none
 	Tags   map[string]string // managed tags last written by byokd
@@ -159,7 +165,7 @@ type Generation struct {
 // disabled, active, previous, pre-active.
 func (g Generation) State(now time.Time) string {
 	switch {
-	case g.Stage == Destroyed:
+	case g.Stage == Destroyed, !g.DeletionDate.IsZero() && !now.Before(g.DeletionDate):
 		return "destroyed"
 	case !g.DeletionDate.IsZero():
 		return "pending-deletion"
@@ -239,7 +245,20 @@ type Change struct {
 	Events      []Event
 	Audit       []AuditEntry
 	Jobs        []NewJob
+	Plan        *Plan // nil: unchanged
 }
+
+// A Plan is all that is to be retired of a group as things stand. The Journal
+// makes the jobs of it that it does not have waiting or running, moves those
+// whose time has changed, and drops those that wait and are not in it. Their
+// UniqueKey begins with [PlanKey].
+type Plan struct {
+	Group string
+	Jobs  []NewJob
+}
+
+// PlanKey begins the unique keys of planned jobs, and of no others.
+const PlanKey = "plan:"
 
 // A Journal is byokd's durable memory.
 type Journal interface {
@@ -429,6 +448,7 @@ const (
 	WaitPolicy     = "policy"
 	WaitAlias      = "alias"
 	WaitConfig     = "config"
+	WaitUse        = "use" // the key that is to be retired is, or may be, in use
 )
 
 // A Fault is an error with its class.

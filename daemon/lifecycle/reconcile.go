@@ -524,6 +524,15 @@ func (rec *reconciliation) record(ctx context.Context) error {
 		return nil
 	}
 	c := Change{Audit: rec.audit, Jobs: rec.jobs}
+	for _, g := range rec.sorted() {
+		if g.Stage == Previous && g.LeftAt.IsZero() && rec.dirty[g.Number] {
+			// Not later than this, as far as can be seen.
+			if g.LeftAt = LastRotation(rec.sorted()); g.LeftAt.IsZero() {
+				g.LeftAt = rec.now()
+			}
+			rec.put(g)
+		}
+	}
 	// The one that stops being active is written before the one that becomes it.
 	for _, active := range []bool{false, true} {
 		for _, g := range rec.sorted() {

@@ -21,7 +21,7 @@ func remembered(list []lifecycle.Generation) []lifecycle.Generation {
 			continue
 		}
 		g.GeneratedAt, g.ImportedAt, g.ActivatedAt, g.DisabledAt = time.Time{}, time.Time{}, time.Time{}, time.Time{}
-		g.Policy, g.Tags = "", nil
+		g.LeftAt, g.Policy, g.Tags = time.Time{}, "", nil
 		out = append(out, g)
 	}
 	return out

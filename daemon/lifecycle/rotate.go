@@ -139,7 +139,7 @@ func (r *run) giveUp(ctx context.Context, g Generation, why string, steps []Step
 		if err != nil && !errors.Is(err, ErrNotFound) {
 			return err
 		}
-		g.Stage, g.DeletionDate = Previous, key.DeletionDate
+		g.Stage, g.DeletionDate, g.LeftAt = Previous, key.DeletionDate, r.now()
 		return r.record(ctx, Change{Steps: steps, Generations: []Generation{g},
 			Audit: []AuditEntry{r.audit("leave generation", "generation %d, KMS key %s: %s; %s may have pointed at it, so nothing of it is destroyed", g.Number, orNone(g.KeyID), why, r.def.Alias)}})
 	}

@@ -804,7 +804,9 @@ func TestState(t *testing.T) {
 		{"disabled", func() { g.DisabledAt = now }},
 		{"material-deleted", func() { g.MaterialDeletedAt = now }},
 		{"expired", func() { g.ValidTo = now }},
-		{"pending-deletion", func() { g.DeletionDate = now }},
+		{"pending-deletion", func() { g.DeletionDate = now.Add(time.Second) }},
+		{"destroyed", func() { g.DeletionDate = now }},
+		{"destroyed", func() { g.DeletionDate, g.Stage = now.Add(time.Second), lifecycle.Destroyed }},
 		{"destroyed", func() { g.Stage = lifecycle.Destroyed }},
 	} {
 		tt.set()

@@ -550,7 +550,10 @@ func (r *run) loss(ctx context.Context, g Generation) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if known {
+	switch {
+	case known && last.IsZero():
+		loss += "; it was never used"
+	case known:
 		loss += "; it was last used at " + last.UTC().Format(time.RFC3339)
 	}
 	return loss, nil

@@ -181,7 +181,8 @@ func (w *world) drive(id string, patience int) error {
 	return nil
 }
 
-// drain runs every open job to its end, each at its time.
+// drain runs every open job to its end, each at its time. It has the patience to
+// wait until a key is out of use.
 func (w *world) drain() {
 	w.t.Helper()
 	for {
@@ -192,7 +193,7 @@ func (w *world) drain() {
 		if due := w.journal.jobs[id].due; due.After(w.now) {
 			w.now = due
 		}
-		if err := w.drive(id, 3); err != nil {
+		if err := w.drive(id, 32); err != nil {
 			w.t.Fatalf("%s: %v", w.journal.jobs[id].kind, err)
 		}
 	}
