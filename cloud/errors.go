@@ -274,7 +274,7 @@ type request struct {
 	operation string
 	target    string
 	changes   bool   // sent at most once where it may have been carried out
-	grant     string // permissions needed; "": the IAM action
+	grant     string // what to grant, in a message; "": what the operation needs
 	quota     *pace  // each attempt waits for a turn; nil: none
 }
 
@@ -356,7 +356,7 @@ func (e *Error) explainAnswer(credential string, r request, api smithy.APIError,
 	case ErrDenied:
 		grant := r.grant
 		if grant == "" {
-			grant = r.action()
+			grant = grantText(r.action())
 		}
 		e.detail += fmt.Sprintf("; grant %s to credential %q", grant, credential)
 	case ErrCredentials:

@@ -188,9 +188,6 @@ func (k *KMS) CreateKey(ctx context.Context, description, policy string, tags ma
 	if policy != "" {
 		in.Policy = &policy
 	}
-	if len(tags) > 0 {
-		r.grant = "kms:CreateKey and kms:TagResource"
-	}
 	out, err := send(ctx, k.session, r, func(ctx context.Context) (*kms.CreateKeyOutput, error) {
 		return k.client.CreateKey(ctx, in)
 	})
@@ -513,9 +510,7 @@ func (k *KMS) KeyAliases(ctx context.Context, keyID string) ([]string, error) {
 // CreateAlias makes an alias at a key; ErrConflict where there is one of that
 // name.
 func (k *KMS) CreateAlias(ctx context.Context, alias, keyID string) error {
-	r := changes("CreateAlias", alias)
-	r.grant = "kms:CreateAlias on the alias and on the key"
-	_, err := send(ctx, k.session, r, func(ctx context.Context) (*kms.CreateAliasOutput, error) {
+	_, err := send(ctx, k.session, changes("CreateAlias", alias), func(ctx context.Context) (*kms.CreateAliasOutput, error) {
 		return k.client.CreateAlias(ctx, &kms.CreateAliasInput{AliasName: &alias, TargetKeyId: &keyID})
 	})
 	return err
@@ -524,9 +519,7 @@ func (k *KMS) CreateAlias(ctx context.Context, alias, keyID string) error {
 // UpdateAlias points an existing alias at a key; ErrNotFound where there is no
 // such alias.
 func (k *KMS) UpdateAlias(ctx context.Context, alias, keyID string) error {
-	r := changes("UpdateAlias", alias)
-	r.grant = "kms:UpdateAlias on the alias, on the key that it leaves and on the key that it moves to"
-	_, err := send(ctx, k.session, r, func(ctx context.Context) (*kms.UpdateAliasOutput, error) {
+	_, err := send(ctx, k.session, changes("UpdateAlias", alias), func(ctx context.Context) (*kms.UpdateAliasOutput, error) {
 		return k.client.UpdateAlias(ctx, &kms.UpdateAliasInput{AliasName: &alias, TargetKeyId: &keyID})
 	})
 	return err

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"time"
 
 	"byokd/cloud"
@@ -49,7 +50,7 @@ func (d *Daemon) kms(credential, region string) (lifecycle.KMS, error) {
 	if err != nil {
 		return nil, awsFault(err)
 	}
-	return engineKMS{k}, nil
+	return engineKMS{k, d.log}, nil
 }
 
 // account is the account behind a definition's credential.
@@ -96,7 +97,19 @@ type named struct {
 func (n named) Unwrap() []error { return []error{n.name, n.error} }
 
 // An engineKMS is KMS as the engine wants it.
-type engineKMS struct{ k *cloud.KMS }
+type engineKMS struct {
+	k   *cloud.KMS
+	log *slog.Logger
+}
+
+// optional says in the log that a look is not granted which the engine can do
+// without, and is the less sure for it.
+func (e engineKMS) optional(err error) error {
+	if errors.Is(err, cloud.ErrDenied) {
+		e.log.Warn("byokd goes on without a permission that it could use", "err", err)
+	}
+	return awsFault(err)
+}
 
 func (e engineKMS) Account(ctx context.Context) (string, error) {
 	account, err := e.k.Account(ctx)
@@ -197,12 +210,12 @@ func (e engineKMS) ScheduleDeletion(ctx context.Context, keyID string, days int)
 
 func (e engineKMS) LastUsage(ctx context.Context, keyID string) (time.Time, bool, error) {
 	at, known, err := e.k.LastUsage(ctx, keyID)
-	return at, known, awsFault(err)
+	return at, known, e.optional(err)
 }
 
 func (e engineKMS) KeyAliases(ctx context.Context, keyID string) ([]string, error) {
 	aliases, err := e.k.KeyAliases(ctx, keyID)
-	return aliases, awsFault(err)
+	return aliases, e.optional(err)
 }
 
 func (e engineKMS) CreateAlias(ctx context.Context, alias, keyID string) error {

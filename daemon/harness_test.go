@@ -66,7 +66,8 @@ func newWorld(t *testing.T) *world {
 	w := &world{t: t, dir: t.TempDir(), log: &syncBuffer{}, token: hsmtest.NewSoftHSM(t)}
 	w.sim = awssim.New(awssim.Options{Pairs: pairs(),
 		Credentials: []awssim.Credential{{AccessKeyID: accessKey, SecretAccessKey: secretKey, Account: testAccount},
-			{AccessKeyID: "AKIAOTHER", SecretAccessKey: "other", Account: otherAccount}},
+			{AccessKeyID: "AKIAOTHER", SecretAccessKey: "other", Account: otherAccount},
+			{AccessKeyID: "AKIAADMIN", SecretAccessKey: "admin", Account: testAccount, ARN: "arn:aws:iam::" + testAccount + ":user/admin"}},
 		Before: func(r awssim.Request) *awssim.Fault { return w.hook(&w.before, r) },
 		After:  func(r awssim.Request) *awssim.Fault { return w.hook(&w.after, r) }})
 	w.aws = httptest.NewServer(w.sim)

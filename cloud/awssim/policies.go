@@ -213,24 +213,33 @@ func wildcard(pattern, s string) bool {
 	return strings.Trim(pattern[p:], "*") == ""
 }
 
-// lets reports whether the policy lets somebody do something with a key, or
-// lets their IAM policies do so. Conditions are not evaluated: a statement
-// with one allows and does not deny.
-func (p *policy) lets(who identity, action, keyARN string) bool {
-	allowed := false
+// lockedOut reports whether under a key policy the caller could not put another
+// one. Where the key policy leaves it to IAM, IAM must allow it. Conditions are
+// not looked at: a statement with one allows and does not deny.
+func (c *call) lockedOut(p *policy, keyARN string) bool {
+	need := permission{action: "kms:PutKeyPolicy", resource: keyARN}
+	theirs := p.unconditional().decide(&c.caller, need)
+	if theirs.denied || theirs.allowed || !theirs.delegated || !c.caller.judged {
+		return theirs.denied || !theirs.allowed && !theirs.delegated
+	}
+	mine := c.sim.policies[c.caller.principal()].unconditional().decide(nil, need)
+	return mine.denied || !mine.allowed
+}
+
+// unconditional returns the policy with what it says under no condition, and
+// what it may allow under some.
+func (p *policy) unconditional() *policy {
+	if p == nil {
+		return nil
+	}
+	var q policy
 	for _, s := range p.Statement {
-		if !s.covers(action, keyARN) {
-			continue
-		}
-		named := s.Principal.names(who) || s.NotPrincipal != nil && !s.NotPrincipal.names(who)
-		switch {
-		case named && s.Effect == "Deny" && len(s.Condition) == 0:
-			return false
-		case named && s.Effect == "Allow":
-			allowed = true
+		if s.Effect == "Allow" || len(s.Condition) == 0 {
+			s.Condition = nil
+			q.Statement = append(q.Statement, s)
 		}
 	}
-	return allowed
+	return &q
 }
 
 // setPolicy gives a key a policy, and refuses a document that cannot be one.
@@ -245,7 +254,7 @@ func (c *call) setPolicy(k *key, document string, bypassLockout bool) error {
 	if !c.sim.knowsPrincipals(p) {
 		return fail("MalformedPolicyDocumentException", "Policy contains a statement with one or more invalid principals.")
 	}
-	if !bypassLockout && !p.lets(c.caller, "kms:PutKeyPolicy", k.arn) {
+	if !bypassLockout && c.lockedOut(p, k.arn) {
 		return fail("MalformedPolicyDocumentException", "The new key policy will not allow you to update the key policy in the future.")
 	}
 	k.policy = p.rewritten(k.region)

@@ -77,6 +77,7 @@ Exit status: 0 done; 1 it failed; 2 usage, configuration, unknown group or job;
 		t.retryCommand(),
 		t.cancelCommand(),
 		t.hsmCommand(),
+		t.iamPolicyCommand(),
 		t.versionCommand(),
 	} {
 		t.wrap(c)

@@ -197,6 +197,10 @@ const (
 	TagHSMID      = "byokd:hsm-id"
 )
 
+// CanaryContext is the only key of the encryption context under which byokd
+// encrypts and decrypts; its value is the group.
+const CanaryContext = "byokd-canary"
+
 // An Event is a fact for EventBridge. The Journal gives it its sequence number.
 type Event struct {
 	ID         string // UUIDv7, stable over resends

@@ -747,7 +747,7 @@ func (r *run) probe(ctx context.Context, g Generation) error {
 func (r *run) seal(ctx context.Context, through, keyID string) error {
 	plain := make([]byte, 32)
 	rand.Read(plain)
-	under := map[string]string{"byokd-canary": r.job.Group}
+	under := map[string]string{CanaryContext: r.job.Group}
 	sealed, err := r.kms.Encrypt(ctx, through, plain, under)
 	if err != nil {
 		return err
