@@ -7,6 +7,7 @@ import (
 	"math/big"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -49,7 +50,37 @@ func parsePattern(document string) (*pattern, error) {
 	if !ok {
 		return nil, reason("Filter is not an object")
 	}
-	return newPattern(object)
+	return newPattern(undot(object))
+}
+
+// undot makes nested objects of members with dots in their names: "a.b" is the
+// same as b in a, in patterns and in events.
+func undot(object map[string]any) map[string]any {
+	out := make(map[string]any, len(object))
+	for name, v := range object {
+		if inner, ok := v.(map[string]any); ok {
+			v = undot(inner)
+		}
+		parts := strings.Split(name, ".")
+		for i := len(parts) - 1; i > 0; i-- {
+			v = map[string]any{parts[i]: v}
+		}
+		merge(out, parts[0], v)
+	}
+	return out
+}
+
+// merge adds a member to an object that may have one of that name.
+func merge(object map[string]any, name string, v any) {
+	inner, isObject := v.(map[string]any)
+	have, isThere := object[name].(map[string]any)
+	if !isObject || !isThere {
+		object[name] = v
+		return
+	}
+	for name, v := range inner {
+		merge(have, name, v)
+	}
 }
 
 // decodeNumbers decodes JSON with its numbers as they are written.
@@ -122,11 +153,26 @@ func newLeaves(list []any) (leaves []leaf, err error) {
 				}
 			}
 		default:
-			l = func(value any) bool { return value == v } // numbers as they are written
+			l = func(value any) bool { return same(value, v) }
 		}
 		leaves = append(leaves, l)
 	}
 	return leaves, nil
+}
+
+// same compares two plain values: numbers by what they are worth, as far as
+// EventBridge compares numbers, and larger ones as they are written.
+func same(have, want any) bool {
+	h, ok1 := have.(json.Number)
+	w, ok2 := want.(json.Number)
+	if ok1 && ok2 {
+		x, ok1 := parseNumber(h)
+		y, ok2 := parseNumber(w)
+		if ok1 && ok2 {
+			return x.Cmp(y) == 0
+		}
+	}
+	return have == want
 }
 
 // onString makes a leaf that asks something of strings.
@@ -145,15 +191,20 @@ var textOperators = map[string]func(have, want string) bool{
 	"wildcard":           func(have, want string) bool { return stars(want, have) },
 }
 
+// maxStars is how many wildcard characters a value may have before AWS calls the
+// rule too complex. How AWS measures that is not documented: six stars in a row
+// of repeated sequences are refused.
+const maxStars = 5
+
 // newOperator makes the leaf of an operator of event patterns.
 func newOperator(name string, argument any) (leaf, error) {
 	text, isText := argument.(string)
-	compare := textOperators[name]
+	compare, known := textOperators[name]
 	switch {
 	case name == "exists":
 		want, ok := argument.(bool)
 		if !ok {
-			return nil, reason("exists takes true or false")
+			return nil, reason("exists match pattern must be either true or false.")
 		}
 		return func(value any) bool { return (value != absent{}) == want }, nil
 	case name == "anything-but":
@@ -161,17 +212,14 @@ func newOperator(name string, argument any) (leaf, error) {
 	case name == "numeric":
 		return newNumeric(argument)
 	case name == "cidr" && isText:
-		prefix, err := netip.ParsePrefix(text)
-		if err != nil {
-			return nil, reason(fmt.Sprintf("Malformed CIDR %q", text))
-		}
-		return onString(func(s string) bool {
-			address, err := netip.ParseAddr(s)
-			return err == nil && prefix.Contains(address)
-		}), nil
-	case compare != nil && isText:
-		if name == "wildcard" && strings.Contains(text, "**") {
-			return nil, reason("Consecutive wildcard characters are not allowed")
+		return newCIDR(text)
+	case name == "cidr":
+		return nil, reason("prefix match pattern must be a string") // AWS's word for it
+	case !known:
+		return nil, reason("Unrecognized match type " + name)
+	case isText:
+		if err := checkText(name, text); err != nil {
+			return nil, err
 		}
 		return onString(func(s string) bool { return compare(s, text) }), nil
 	case name == "prefix" || name == "suffix":
@@ -182,42 +230,74 @@ func newOperator(name string, argument any) (leaf, error) {
 			return onString(func(s string) bool { return compare(strings.ToLower(s), folded) }), nil
 		}
 	}
-	if _, known := textOperators[name]; known || name == "cidr" {
-		return nil, reason(fmt.Sprintf("%s takes a string", name))
+	return nil, reason(name + " match pattern must be a string")
+}
+
+// checkText refuses what a text operator does not take.
+func checkText(name, text string) error {
+	if name != "wildcard" {
+		return nil
 	}
-	return nil, reason(fmt.Sprintf("Unrecognized match type %s", name))
+	if i := strings.Index(text, "**"); i >= 0 {
+		return reason(fmt.Sprintf("Consecutive wildcard characters at pos %d", i+1))
+	}
+	if strings.Count(text, "*") > maxStars {
+		return reason("Rule is too complex - try using fewer wildcard characters or fewer repeating character sequences after a wildcard character")
+	}
+	return nil
+}
+
+func newCIDR(text string) (leaf, error) {
+	address, mask, ok := strings.Cut(text, "/")
+	if !ok || strings.Contains(mask, "/") {
+		return nil, reason("Malformed CIDR, one '/' required")
+	}
+	bits, err := strconv.Atoi(mask)
+	if err != nil {
+		return nil, reason("Malformed CIDR, mask bits must be an integer")
+	}
+	ip, err := netip.ParseAddr(address)
+	if err != nil {
+		return nil, reason("Nonstandard IP address: " + address)
+	}
+	prefix, err := ip.Prefix(bits)
+	if err != nil {
+		return nil, reason("Malformed CIDR, mask bits are out of range")
+	}
+	return onString(func(s string) bool {
+		address, err := netip.ParseAddr(s)
+		return err == nil && prefix.Contains(address)
+	}), nil
 }
 
 // newAnythingBut makes the leaf of an operator that takes one or several
 // strings or numbers, or another operator with one or several strings.
 func newAnythingBut(argument any) (leaf, error) {
-	compare := func(have, want any) bool { return have == want }
+	compare := same
+	inner := ""
 	if object, ok := argument.(map[string]any); ok {
-		if len(object) != 1 {
-			return nil, reason("anything-but takes one operator")
+		for inner, argument = range object {
 		}
-		for name, inner := range object {
-			operator := textOperators[name]
-			if operator == nil {
-				return nil, reason(fmt.Sprintf("anything-but does not take %s", name))
-			}
-			argument = inner
-			compare = func(have, want any) bool {
-				h, ok1 := have.(string)
-				w, ok2 := want.(string)
-				return ok1 && ok2 && operator(h, w)
-			}
+		operator := textOperators[inner]
+		if operator == nil || len(object) != 1 {
+			return nil, reason("Unsupported anything-but pattern: " + inner)
+		}
+		if _, nested := argument.(map[string]any); nested {
+			return nil, notAnythingBut
+		}
+		compare = func(have, want any) bool {
+			h, ok1 := have.(string)
+			w, ok2 := want.(string)
+			return ok1 && ok2 && operator(h, w)
 		}
 	}
-	list, ok := argument.([]any)
-	if !ok {
+	list, isList := argument.([]any)
+	if !isList {
 		list = []any{argument}
 	}
 	for _, v := range list {
-		switch v.(type) {
-		case string, json.Number:
-		default:
-			return nil, reason("anything-but takes strings or numbers")
+		if err := checkAnythingBut(inner, v, isList); err != nil {
+			return nil, err
 		}
 	}
 	if len(list) == 0 {
@@ -228,27 +308,67 @@ func newAnythingBut(argument any) (leaf, error) {
 	}, nil
 }
 
+const notAnythingBut = reason("Value of anything-but must be an array or single string/number value.")
+
+// checkAnythingBut refuses a value of anything-but, or of the operator inside it.
+func checkAnythingBut(inner string, v any, inList bool) error {
+	text, isText := v.(string)
+	_, isNumber := v.(json.Number)
+	affix := inner == "prefix" || inner == "suffix"
+	switch {
+	case isText && affix && text == "":
+		return reason("Null prefix/suffix not allowed")
+	case isText:
+		return checkText(inner, text)
+	case affix:
+		return reason("prefix/suffix match pattern must be a string")
+	case inner == "wildcard":
+		return reason("wildcard match pattern must be a string")
+	case inner != "":
+		return reason("Inside anything-but/equals-ignore-case list, number|start|null|boolean is not supported.")
+	case isNumber:
+		return nil
+	case inList:
+		return reason("Inside anything but list, start|null|boolean is not supported.")
+	}
+	return notAnythingBut
+}
+
 // newNumeric makes the leaf of one or two comparisons: ["<", 1] or
 // [">=", 1, "<", 2].
 func newNumeric(argument any) (leaf, error) {
 	list, ok := argument.([]any)
-	if !ok || len(list) != 2 && len(list) != 4 {
-		return nil, reason("numeric takes a list of operators and numbers")
+	if !ok {
+		return nil, reason("Value of numeric must be an array.")
 	}
 	var all []func(*big.Float) bool
+	directions := ""
 	for i := 0; i < len(list); i += 2 {
 		operator, _ := list[i].(string)
-		number, _ := list[i+1].(json.Number)
 		good, known := map[string]func(int) bool{
 			"=": func(c int) bool { return c == 0 },
 			"<": func(c int) bool { return c < 0 }, "<=": func(c int) bool { return c <= 0 },
 			">": func(c int) bool { return c > 0 }, ">=": func(c int) bool { return c >= 0 },
 		}[operator]
+		switch {
+		case !known:
+			return nil, reason(fmt.Sprintf("Invalid member in numeric match: %v", list[i]))
+		case strings.Contains(directions, operator[:1]) || directions == "=" || operator == "=" && i > 0:
+			return nil, reason("Bad numeric range operator: " + operator)
+		}
+		directions += operator[:1]
+		if i+1 == len(list) {
+			return nil, reason("Value of " + operator + " must be numeric")
+		}
+		number, _ := list[i+1].(json.Number)
 		want, ok := parseNumber(number)
-		if !known || !ok {
-			return nil, reason("numeric takes a list of operators and numbers")
+		if !ok {
+			return nil, reason("Value of " + operator + " must be numeric")
 		}
 		all = append(all, func(have *big.Float) bool { return good(have.Cmp(want)) })
+	}
+	if len(all) == 0 {
+		return nil, reason("Invalid member in numeric match: ]")
 	}
 	return func(value any) bool {
 		number, _ := value.(json.Number)
@@ -306,7 +426,8 @@ func stars(pattern, s string) bool {
 	return strings.HasSuffix(s, last)
 }
 
-// matches reports whether an event, or an object in one, matches.
+// matches reports whether an event, or an object in one, matches. An event is
+// to be undotted.
 func (p *pattern) matches(object map[string]any) bool {
 	for name, m := range p.members {
 		value, present := object[name]

@@ -116,9 +116,10 @@ func (s *Sim) route(b *bus, e Event) {
 		panic(err)
 	}
 	object := v.(map[string]any)
+	plain := undot(object)
 	for _, name := range slices.Sorted(maps.Keys(b.rules)) {
 		r := b.rules[name]
-		if r.disabled || !r.pattern.matches(object) {
+		if r.disabled || !r.pattern.matches(plain) {
 			continue
 		}
 		r.matched++
@@ -523,10 +524,10 @@ func (c *call) testEventPattern(in *testEventPatternInput) (any, error) {
 	if err != nil || !ok {
 		return nil, fail("ValidationException", "Parameter Event is not valid.")
 	}
-	for _, name := range []string{"id", "account", "source", "time", "region", "resources", "detail-type"} {
+	for _, name := range []string{"id", "account", "source", "time", "region", "detail-type"} {
 		if _, ok := object[name]; !ok {
-			return nil, fail("ValidationException", "Parameter Event is not valid: it has no %s.", name)
+			return nil, fail("ValidationException", "Parameter Event is not valid.")
 		}
 	}
-	return fields{"Result": p.matches(object)}, nil
+	return fields{"Result": p.matches(undot(object))}, nil
 }

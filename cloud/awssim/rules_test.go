@@ -50,7 +50,10 @@ func TestPatterns(t *testing.T) {
 		{`{"detail":{"missing":[{"anything-but":"x"}]}}`, false},
 		{`{"detail":{"count":[3]}}`, true},
 		{`{"detail":{"count":[{"anything-but":[3,4]}]}}`, false},
-		{`{"detail":{"size":[3.5]}}`, false}, // numbers are compared as they are written
+		{`{"detail":{"size":[3.5]}}`, true}, // it is written 3.50
+		{`{"detail":{"size":[{"anything-but":3.5}]}}`, false},
+		{`{"detail.alias":[{"prefix":"alias/"}]}`, true}, // a dot is a step down
+		{`{"detail":{"steps.name":["wrap"]}}`, true},
 		{`{"detail":{"size":[{"numeric":["=",3.5]}]}}`, true},
 		{`{"detail":{"count":[{"numeric":[">",0,"<=",3]}]}}`, true},
 		{`{"detail":{"count":[{"numeric":["<",3]}]}}`, false},
@@ -83,8 +86,32 @@ func TestPatterns(t *testing.T) {
 		_, err := f.events.TestEventPattern(t.Context(), &eventbridge.TestEventPatternInput{EventPattern: aws.String(pattern), Event: aws.String(sampleEvent)})
 		wantCode(t, err, "InvalidEventPatternException")
 	}
+	for pattern, message := range map[string]string{
+		`{"a":[{"prefix":["x"]}]}`:                                       "prefix match pattern must be a string",
+		`{"a":[{"equals-ignore-case":1}]}`:                               "equals-ignore-case match pattern must be a string",
+		`{"a":[{"wildcard":"ab**"}]}`:                                    "Consecutive wildcard characters at pos 3",
+		`{"a":[{"wildcard":"*:*:*:*:*:x*"}]}`:                            "Rule is too complex - try using fewer wildcard characters or fewer repeating character sequences after a wildcard character",
+		`{"a":[{"cidr":"10.0.0.0"}]}`:                                    "Malformed CIDR, one '/' required",
+		`{"a":[{"cidr":"x/y"}]}`:                                         "Malformed CIDR, mask bits must be an integer",
+		`{"a":[{"cidr":"x/8"}]}`:                                         "Nonstandard IP address: x",
+		`{"a":[{"numeric":1}]}`:                                          "Value of numeric must be an array.",
+		`{"a":[{"numeric":[">",0,"<"]}]}`:                                "Value of < must be numeric",
+		`{"a":[{"numeric":[">",0,">",1]}]}`:                              "Bad numeric range operator: >",
+		`{"a":[{"anything-but":null}]}`:                                  "Value of anything-but must be an array or single string/number value.",
+		`{"a":[{"anything-but":["x",null]}]}`:                            "Inside anything but list, start|null|boolean is not supported.",
+		`{"a":[{"anything-but":{"prefix":1}}]}`:                          "prefix/suffix match pattern must be a string",
+		`{"a":[{"anything-but":{"suffix":""}}]}`:                         "Null prefix/suffix not allowed",
+		`{"a":[{"anything-but":{"wildcard":[1]}}]}`:                      "wildcard match pattern must be a string",
+		`{"a":[{"anything-but":{"equals-ignore-case":[1]}}]}`:            "Inside anything-but/equals-ignore-case list, number|start|null|boolean is not supported.",
+		`{"a":[{"anything-but":{"prefix":{"equals-ignore-case":"x"}}}]}`: "Value of anything-but must be an array or single string/number value.",
+		`{"a":[{"EXISTS":true}]}`:                                        "Unrecognized match type EXISTS",
+		`{"a":1}`:                                                        `"a" must be an object or an array`,
+	} {
+		_, err := f.events.TestEventPattern(t.Context(), &eventbridge.TestEventPatternInput{EventPattern: aws.String(pattern), Event: aws.String(sampleEvent)})
+		wantError(t, err, "InvalidEventPatternException", "Event pattern is not valid. Reason: "+message)
+	}
 	_, err := f.events.TestEventPattern(t.Context(), &eventbridge.TestEventPatternInput{EventPattern: aws.String(`{"a":["b"]}`), Event: aws.String(`{"source":"x"}`)})
-	wantCode(t, err, "ValidationException")
+	wantError(t, err, "ValidationException", "Parameter Event is not valid.")
 }
 
 func (f *fixture) put(detailType, detail, bus string) {
