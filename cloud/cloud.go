@@ -145,10 +145,7 @@ func (c *Cloud) KMS(credential, region string) (*KMS, error) {
 // Bus returns an event bus, by name or ARN. An ARN's Region counts, the region
 // given does not then.
 func (c *Cloud) Bus(credential, region, bus string) (*Bus, error) {
-	if arn, err := awsarn.Parse(bus); err == nil {
-		region = arn.Region
-	}
-	s, err := c.session(credential, region)
+	s, err := c.session(credential, BusRegion(bus, region))
 	if err != nil {
 		return nil, err
 	}
@@ -157,6 +154,14 @@ func (c *Cloud) Bus(credential, region, bus string) (*Bus, error) {
 		return nil, err
 	}
 	return &Bus{session: s, client: client, name: bus}, nil
+}
+
+// BusRegion is the Region of an event bus: that of its ARN, else the one given.
+func BusRegion(bus, region string) string {
+	if arn, err := awsarn.Parse(bus); err == nil {
+		return arn.Region
+	}
+	return region
 }
 
 // A session is one credential in one Region.

@@ -11,8 +11,15 @@ import (
 	"byokd/daemon/lifecycle"
 )
 
-// cloudSettings are byokd.toml's side of AWS.
+// cloudSettings are byokd.toml's side of AWS, for the daemon.
 func (d *Daemon) cloudSettings(cfg *config.Config) cloud.Settings {
+	s := configuredCloud(cfg)
+	s.Logger, s.Observer = d.log, d.metrics.request
+	return s
+}
+
+// configuredCloud is byokd.toml's side of AWS.
+func configuredCloud(cfg *config.Config) cloud.Settings {
 	regional := make(map[string]cloud.Endpoints)
 	for region, e := range cfg.AWS.Endpoints {
 		regional[region] = cloud.Endpoints(e)
@@ -22,7 +29,7 @@ func (d *Daemon) cloudSettings(cfg *config.Config) cloud.Settings {
 		KMSEndpoint: cfg.AWS.KMSEndpoint, EventBridgeEndpoint: cfg.AWS.EventBridgeEndpoint,
 		STSEndpoint: cfg.AWS.STSEndpoint, TaggingEndpoint: cfg.AWS.TaggingEndpoint, Regional: regional,
 		GetParametersForImportPerSecond: cfg.AWS.Quotas.GetParametersForImport,
-		Credentials:                     credentials(cfg), Logger: d.log, Observer: d.metrics.request,
+		Credentials:                     credentials(cfg),
 	}
 }
 

@@ -78,6 +78,8 @@ Exit status: 0 done; 1 it failed; 2 usage, configuration, unknown group or job;
 		t.cancelCommand(),
 		t.hsmCommand(),
 		t.iamPolicyCommand(),
+		t.firewallCommand(),
+		t.newCommand(),
 		t.versionCommand(),
 	} {
 		t.wrap(c)
