@@ -6,6 +6,9 @@ BIN     := bin
 LDFLAGS := -s -w -X main.version=$(VERSION)
 GO      ?= go
 
+SHELL       := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+
 # Tools of `make lint`, run at these versions without being installed.
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
@@ -31,12 +34,17 @@ test: setup ## all tests, on real SoftHSM tokens and over HTTP against awssim
 	$(GO) test -race -timeout 20m ./...
 
 .PHONY: crash
-crash: setup ## each request and call made to fail, and byokd killed at each
-	$(GO) test -race -timeout 60m -count=1 -v -run 'TestKilled|TestCrashMatrix|TestEveryCallIsCovered' ./daemon/lifecycle ./cmd/byokd
+crash: setup ## each request and call made to fail, and byokd killed at each: hundreds of cases
+	BYOKD_CRASH=all $(GO) test -timeout 60m -count=1 -v -run 'TestKilled|TestCrashMatrix|TestEveryCallIsCovered' ./daemon/lifecycle ./cmd/byokd
 
 .PHONY: soak
 soak: setup ## simulated years with faults, BYOKD_SOAK_MINUTES long (default 60) or BYOKD_SOAK_YEARS
 	BYOKD_SOAK_MINUTES=$(or $(BYOKD_SOAK_MINUTES),60) $(GO) test -timeout 2h -count=1 -v -run TestSoak ./daemon
+
+.PHONY: sample
+sample: setup ## a sample of crash and soak, five minutes at most, with what they did
+	BYOKD_SOAK_MINUTES=1 $(GO) test -timeout 5m -count=1 -v -run 'TestKilled|TestCrashMatrix|TestSoak' ./daemon/lifecycle ./cmd/byokd ./daemon \
+		| grep -Ev '^ *(=== |--- PASS: .*/)'
 
 .PHONY: replay
 replay: ## replay recorded interactions with AWS on awssim: make replay CASES="FILE…"

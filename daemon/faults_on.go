@@ -13,8 +13,8 @@ import (
 
 // In a build with the tag faults, $BYOKD_FAULT is HOW:WHEN:N, where HOW is kill
 // (SIGKILL) or panic, WHEN is before or after, and N counts the journal's
-// records since the start, from 1. $BYOKD_CREATE_LOOK replaces the engine's
-// CreateLook.
+// records since the start, from 1; or it is count:FILE, and the file has the
+// number of records so far. $BYOKD_CREATE_LOOK replaces the engine's CreateLook.
 var records atomic.Int64
 
 func beforeRecord() { fault("before", records.Add(1)) }
@@ -22,6 +22,10 @@ func afterRecord()  { fault("after", records.Load()) }
 
 func fault(when string, n int64) {
 	how, rest, _ := strings.Cut(os.Getenv("BYOKD_FAULT"), ":")
+	if how == "count" {
+		os.WriteFile(rest, fmt.Append(nil, n), 0o600)
+		return
+	}
 	if rest != fmt.Sprintf("%s:%d", when, n) {
 		return
 	}

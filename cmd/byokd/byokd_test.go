@@ -3,7 +3,6 @@ package main_test
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,14 +14,12 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"byokd/cloud/awssim"
 	"byokd/daemon/control"
-	"byokd/hsm"
 	"byokd/hsm/hsmtest"
 )
 
@@ -57,6 +54,7 @@ type machine struct {
 	dir   string
 	token *hsmtest.Token
 	sim   *awssim.Sim
+	proxy *proxy // nil: none
 	url   string
 	log   logBuffer
 	cmd   *exec.Cmd
@@ -83,10 +81,12 @@ func (l *logBuffer) String() string {
 
 var pairs = sync.OnceValue(func() *awssim.Pairs { return awssim.NewPairs(1) })
 
-// newMachine makes a machine on a token; byokd is not started yet.
-func newMachine(t *testing.T, token *hsmtest.Token) *machine {
+// newMachine makes a machine with a token and an AWS of its own; byokd is not
+// started yet.
+func newMachine(t *testing.T) *machine {
 	t.Helper()
-	m := &machine{t: t, dir: t.TempDir(), token: token, sim: awssim.New(awssim.Options{Pairs: pairs()})}
+	m := &machine{t: t, dir: t.TempDir(), sim: awssim.New(awssim.Options{Pairs: pairs()})}
+	m.token = m.newToken()
 	server := httptest.NewServer(m.sim)
 	t.Cleanup(server.Close)
 	m.url = server.URL
@@ -94,14 +94,36 @@ func newMachine(t *testing.T, token *hsmtest.Token) *machine {
 	return m
 }
 
+// newToken makes an empty token, which byokd finds by its environment.
+func (m *machine) newToken() *hsmtest.Token {
+	m.t.Helper()
+	if err := os.Mkdir(m.path("token"), 0o700); err != nil {
+		m.t.Fatal(err)
+	}
+	token, err := hsmtest.SetupSoftHSM(m.path("token"), "hsm")
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return token
+}
+
 // prepare writes a configuration that reaches AWS at m.url, and the database.
 func (m *machine) prepare() {
 	m.t.Helper()
 	for _, sub := range []string{"groups.d", "state", "run"} {
-		if err := os.Mkdir(filepath.Join(m.dir, sub), 0o700); err != nil {
+		if err := os.Mkdir(m.path(sub), 0o700); err != nil {
 			m.t.Fatal(err)
 		}
 	}
+	m.configure()
+	if out, status := m.byokctl("init"); status != 0 {
+		m.t.Fatalf("byokctl init: %s", out)
+	}
+}
+
+// configure writes byokd.toml and its secrets, and sees to byokd's end.
+func (m *machine) configure() {
+	m.t.Helper()
 	m.write("hsm.pin", m.token.PIN)
 	m.write("prod.csv", "Access key ID,Secret access key\nAKIATEST,secret\n")
 	m.write("byokd.toml", fmt.Sprintf(`state_dir = "state"
@@ -123,9 +145,6 @@ get_parameters_for_import = 1000.0
 [log]
 level = "debug"
 `, m.token.Module, m.token.Label, m.url))
-	if out, status := m.byokctl("init"); status != 0 {
-		m.t.Fatalf("byokctl init: %s", out)
-	}
 	m.t.Cleanup(func() {
 		if m.died != nil {
 			m.cmd.Process.Kill()
@@ -147,15 +166,17 @@ func (m *machine) write(name, content string) {
 	}
 }
 
-func (m *machine) group(name, more string) {
-	m.write("groups.d/"+name+".toml", fmt.Sprintf("[rotation]\nevery = \"90d\"\n[aws]\nregion = %q\nalias = \"alias/%s\"\n%s\n", region, name, more))
+func (m *machine) group(name, more string) { m.define(name, `every = "90d"`, "alias/"+name, more) }
+
+func (m *machine) define(name, rotation, alias, more string) {
+	m.write("groups.d/"+name+".toml", fmt.Sprintf("[rotation]\n%s\n[aws]\nregion = %q\nalias = %q\n%s\n", rotation, region, alias, more))
 }
 
 // start starts byokd with additions to its environment.
 func (m *machine) start(env ...string) {
 	m.t.Helper()
 	m.cmd = exec.Command(filepath.Join(programs, "byokd"), "--config", m.path("byokd.toml"))
-	m.cmd.Env = append(os.Environ(), append(env, "BYOKD_CREATE_LOOK=500ms")...)
+	m.cmd.Env = append(append(os.Environ(), m.token.Env...), append(env, "BYOKD_CREATE_LOOK=500ms")...)
 	m.cmd.Stderr = &m.log
 	if err := m.cmd.Start(); err != nil {
 		m.t.Fatal(err)
@@ -177,6 +198,7 @@ func (m *machine) stop(sig os.Signal) int {
 func (m *machine) byokctl(args ...string) (output string, status int) {
 	m.t.Helper()
 	cmd := exec.Command(filepath.Join(programs, "byokctl"), append([]string{"--config", m.path("byokd.toml")}, args...)...)
+	cmd.Env = append(os.Environ(), m.token.Env...)
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
@@ -206,7 +228,7 @@ func (m *machine) active(group string) int {
 	return *statuses[0].Active.Generation
 }
 
-// idle reports whether no job is open and no event waits.
+// idle reports whether no job is open, no request waits and no event.
 func (m *machine) idle() bool {
 	client := control.NewClient(m.path("run/control.sock"))
 	defer client.Close()
@@ -219,13 +241,17 @@ func (m *machine) idle() bool {
 			return false
 		}
 	}
+	for _, pattern := range []string{"run/requests/[a-z]*.*", "run/requests/.taken/*"} {
+		if waiting, _ := filepath.Glob(m.path(pattern)); len(waiting) > 0 {
+			return false
+		}
+	}
 	d, err := client.Daemon(m.t.Context())
 	return err == nil && d.Outbox.Pending == 0
 }
 
 // The whole flow with the real byokd, byokctl and awssim.
 func TestPrograms(t *testing.T) {
-	token := hsmtest.NewSoftHSM(t)
 	sim := exec.Command(filepath.Join(programs, "awssim"), "--listen", "127.0.0.1:0", "--wrapping-pairs", "1")
 	out, err := sim.StdoutPipe()
 	if err != nil {
@@ -239,7 +265,8 @@ func TestPrograms(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &machine{t: t, dir: t.TempDir(), token: token, url: strings.TrimSpace(line[strings.Index(line, "http://"):])}
+	m := &machine{t: t, dir: t.TempDir(), url: strings.TrimSpace(line[strings.Index(line, "http://"):])}
+	m.token = m.newToken()
 	m.prepare()
 
 	if out, status := m.byokctl("status"); status != 3 || !strings.Contains(out, "byokd") {
@@ -319,123 +346,10 @@ func TestPrograms(t *testing.T) {
 	}
 }
 
-// SIGKILL before and after each record of the journal, in the first rotation of
-// a group and in a later one: after a restart there is one HSM object and one
-// KMS key per generation, the alias is on the newest, and each move is one event.
-func TestKilledAtEachRecord(t *testing.T) {
-	token := hsmtest.NewSoftHSM(t)
-	cases := 0
-	for _, generation := range []int{1, 2} {
-		for _, when := range []string{"before", "after"} {
-			for n := 1; ; n++ {
-				if testing.Short() && n%3 != 1 {
-					if n > 30 {
-						break
-					}
-					continue
-				}
-				died := killed(t, token, fmt.Sprintf("g%d-%s-%d", generation, when, n), generation, fmt.Sprintf("kill:%s:%d", when, n))
-				if !died {
-					if n < 8 {
-						t.Fatalf("a rotation has %d records only: the fault does not strike", n-1)
-					}
-					break
-				}
-				cases++
-			}
-		}
-	}
-	t.Logf("%d kills, each gone on from", cases)
-}
-
-// killed has byokd die by a fault while it makes the given generation, goes on
-// without the fault, and checks what is there then. It reports whether the fault
-// struck at all.
-func killed(t *testing.T, token *hsmtest.Token, group string, generation int, fault string) (died bool) {
-	t.Run(group, func(t *testing.T) {
-		m := newMachine(t, token)
-		m.group(group, "")
-		if generation > 1 {
-			m.start()
-			m.until("generation 1", func() bool { return m.active(group) == 1 && m.idle() })
-			m.stop(syscall.SIGTERM)
-			m.write("run/requests/rotate."+group, "")
-		}
-		m.start("BYOKD_FAULT=" + fault)
-		m.until("byokd dies or is done", func() bool {
-			select {
-			case <-m.died:
-				m.died, died = nil, true
-				return true
-			default:
-				return m.active(group) == generation && m.idle()
-			}
-		})
-		if died {
-			m.start()
-		}
-		m.until("the generation is active", func() bool { return m.active(group) == generation && m.idle() })
-		m.stop(syscall.SIGTERM)
-		m.check(group, generation)
-	})
-	return died
-}
-
-// check checks what a group with that many generations must look like.
-func (m *machine) check(group string, generations int) {
-	m.t.Helper()
-	keys := m.sim.Keys(account, region)
-	if len(keys) != generations {
-		m.t.Errorf("there are %d KMS keys, want %d: %+v", len(keys), generations, keys)
-	}
-	active := m.sim.Alias(account, region, "alias/"+group)
-	for _, k := range keys {
-		if k.State != "Enabled" {
-			m.t.Errorf("KMS key %s is %s", k.ID, k.State)
-		}
-		if (k.ID == active) != (k.Tags["byokd:generation"] == fmt.Sprint(generations)) {
-			m.t.Errorf("the alias points at %s; generation %s is KMS key %s", active, k.Tags["byokd:generation"], k.ID)
-		}
-	}
-	// Consumers may get an event twice, but then it is the same event.
-	moves := make(map[string]float64)
-	for _, e := range m.sim.Events() {
-		var detail struct {
-			EventID  string  `json:"event_id"`
-			Sequence float64 `json:"sequence"`
-		}
-		if err := json.Unmarshal(e.Envelope.Detail, &detail); err != nil {
-			m.t.Fatal(err)
-		}
-		if e.Envelope.DetailType == "KMS Alias Moved" {
-			moves[detail.EventID] = detail.Sequence
-		}
-	}
-	if len(moves) != generations {
-		m.t.Errorf("there are %d alias moves on the bus, want %d", len(moves), generations)
-	}
-	if objects := m.objects(group); objects != generations {
-		m.t.Errorf("there are %d objects on the token, want %d", objects, generations)
-	}
-}
-
-// objects counts the group's keys on the token.
-func (m *machine) objects(group string) int {
-	m.t.Helper()
-	modules := hsm.NewModules(nil)
-	defer modules.Close(context.Background())
-	token := modules.Token(hsm.Config{Name: "test", Module: m.token.Module, TokenLabel: m.token.Label, PIN: m.token.UserPIN})
-	refs, err := token.List(m.t.Context(), "byokd/"+group+"/")
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	return len(refs)
-}
-
 // A panic is no end: the next start goes on, and the exit status is one after
 // which systemd restarts byokd.
 func TestPanic(t *testing.T) {
-	m := newMachine(t, hsmtest.NewSoftHSM(t))
+	m := newMachine(t)
 	m.group("payments", "")
 	m.start("BYOKD_FAULT=panic:after:5")
 	<-m.died
@@ -444,79 +358,5 @@ func TestPanic(t *testing.T) {
 		t.Errorf("exit status %d, want 2", status)
 	}
 	m.start()
-	m.until("the generation is active", func() bool { return m.active("payments") == 1 && m.idle() })
-	m.stop(syscall.SIGTERM)
-	m.check("payments", 1)
-}
-
-// SIGKILL before and after the effect of each AWS request of a first rotation.
-func TestKilledAtEachRequest(t *testing.T) {
-	token := hsmtest.NewSoftHSM(t)
-	cases := 0
-	defer func() { t.Logf("%d kills, each gone on from", cases) }()
-	for _, when := range []string{"before", "after"} {
-		for n := 1; ; n++ {
-			if testing.Short() && n%4 != 1 {
-				if n > 60 {
-					break
-				}
-				continue
-			}
-			var struck atomic.Bool
-			t.Run(fmt.Sprintf("%s-%d", when, n), func(t *testing.T) {
-				group := fmt.Sprintf("r-%s-%d", when, n)
-				m := &machine{t: t, dir: t.TempDir(), token: token}
-				var victim atomic.Pointer[os.Process]
-				hook := func(r awssim.Request) *awssim.Fault {
-					p := victim.Load()
-					if p == nil || r.N < n {
-						return nil
-					}
-					// SoftHSM writes to its token at each login, and a process that is
-					// killed in that moment leaves it unreadable.
-					m.until("byokd has logged in", func() bool { return strings.Contains(m.log.String(), "hsm wraps") })
-					victim.Store(nil)
-					struck.Store(true)
-					p.Kill()
-					return &awssim.Fault{Drop: true}
-				}
-				armed := awssim.Options{Pairs: pairs()}
-				if when == "before" {
-					armed.Before = hook
-				} else {
-					armed.After = hook
-				}
-				m.sim = awssim.New(armed)
-				server := httptest.NewServer(m.sim)
-				t.Cleanup(server.Close)
-				m.url = server.URL
-				m.prepare()
-				m.start()
-				victim.Store(m.cmd.Process)
-				m.group(group, "")
-				m.until("byokd dies or is done", func() bool {
-					select {
-					case <-m.died:
-						m.died = nil
-						return true
-					default:
-						return m.active(group) == 1 && m.idle()
-					}
-				})
-				if m.died == nil {
-					m.start()
-				}
-				m.until("the generation is active", func() bool { return m.active(group) == 1 && m.idle() })
-				m.stop(syscall.SIGTERM)
-				m.check(group, 1)
-			})
-			if !struck.Load() {
-				if n < 10 {
-					t.Fatalf("a rotation has %d requests only: the fault does not strike", n-1)
-				}
-				break
-			}
-			cases++
-		}
-	}
+	outcome{generations: 1, events: map[string]int{"KMS Alias Moved": 1}}.reached(m, "payments")
 }
