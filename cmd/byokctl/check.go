@@ -19,8 +19,9 @@ import (
 
 func (t *tool) checkCommand() *cobra.Command {
 	var as string
+	var online bool
 	c := &cobra.Command{
-		Use:   "check [--as NAME] [FILE...]",
+		Use:   "check [--online] [--as NAME] [FILE...]",
 		Short: "Check the configuration, without a daemon and without reading secrets",
 		Long: `Check byokd.toml and all group files, without a daemon and without reading
 secrets. With FILEs, check these as group files, together with the others of the
@@ -32,14 +33,25 @@ called, and its relative paths count from there; with --as byokd it stands in
 for byokd.toml. So a tool that writes files can have them checked before they
 are put in place, as in Ansible: validate: byokctl check --as payments %s
 
-Each problem is a line, "file:line:column: key: what is wrong and what to do".`,
+Each problem is a line, "file:line:column: key: what is wrong and what to do".
+
+With --online, the machine's surroundings are looked at as well, without changing
+anything: tokens (a running daemon is asked; without one byokctl logs in once, under
+byokd's record of logins), endpoints, TLS, clock, credentials, permissions, key
+policies and event buses. That reads the secrets: run it as root or byokd's user.`,
 		Args: func(_ *cobra.Command, files []string) error {
+			if online && (as != "" || len(files) > 0) {
+				return errors.New("--online looks at what is installed, and takes neither FILE nor --as")
+			}
 			if as != "" && len(files) != 1 {
 				return fmt.Errorf("--as needs exactly one FILE, not %d", len(files))
 			}
 			return nil
 		},
-		RunE: func(_ *cobra.Command, files []string) error {
+		RunE: func(c *cobra.Command, files []string) error {
+			if online {
+				return t.checkOnline(c.Context())
+			}
 			var n int
 			var err error
 			switch {
@@ -62,6 +74,8 @@ Each problem is a line, "file:line:column: key: what is wrong and what to do".`,
 		},
 	}
 	c.Flags().StringVar(&as, "as", "", "check FILE as it were group `NAME`, or byokd.toml for byokd")
+	c.Flags().BoolVar(&online, "online", false, "look at token, endpoints, clock, credentials and permissions too")
+	t.jsonFlag(c)
 	return c
 }
 

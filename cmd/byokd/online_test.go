@@ -1,0 +1,65 @@
+package main_test
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"byokd/hsm/hsmtest"
+)
+
+// TestCheckOnline: what a first installation gets wrong with its token, one
+// thing at a time, with no byokd running; and then with one.
+func TestCheckOnline(t *testing.T) {
+	m := newMachine(t, hsmtest.NewSoftHSM(t))
+	m.group("payments", "")
+	toml, err := os.ReadFile(m.path("byokd.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	replace := func(old, new string) func() {
+		return func() { m.write("byokd.toml", strings.Replace(string(toml), old, new, 1)) }
+	}
+	for _, test := range []struct {
+		name  string
+		spoil func()
+		want  string
+	}{
+		{"nothing", func() {}, ""},
+		{"no database", func() { os.Rename(m.path("state/byokd.db"), m.path("state/away")) }, "byokctl init"},
+		{"no module", replace(m.token.Module, "/nowhere/module.so"), "failed   byokd.toml: "},
+		{"something else than a module", replace(m.token.Module, "/etc/passwd"), "failed   token of [hsm.main]: "},
+		{"no such token", replace(`token_label = "`, `token_label = "other-`), "failed   token of [hsm.main]: "},
+		{"no PIN", func() { os.Remove(m.path("hsm.pin")) }, "hsm.pin"},
+		{"a PIN that others can read", func() { os.Chmod(m.path("hsm.pin"), 0o644) }, "hsm.pin"},
+		{"no access key", func() { os.Remove(m.path("prod.csv")) }, "prod.csv"},
+		{"a bad group", func() { m.write("groups.d/bad.toml", "evry = 1\n") }, "failed   group bad: "},
+		// Last: byokd's record keeps everybody from trying again.
+		{"a wrong PIN", func() { m.write("hsm.pin", "9999") }, "the token said that the PIN is incorrect; it is not tried again"},
+		{"a wrong PIN once more", func() { m.write("hsm.pin", "9999") }, "failed   token of [hsm.main]: "},
+	} {
+		m.write("byokd.toml", string(toml))
+		m.write("hsm.pin", m.token.PIN)
+		m.write("prod.csv", "Access key ID,Secret access key\nAKIATEST,secret\n")
+		os.Remove(m.path("groups.d/bad.toml"))
+		os.Rename(m.path("state/away"), m.path("state/byokd.db"))
+		test.spoil()
+		out, status := m.byokctl("check", "--online")
+		switch {
+		case test.want == "" && (status != 0 || !strings.Contains(out, "nothing failed: ") || !strings.Contains(out, "proven by a self-test")):
+			t.Errorf("%s: exit status %d and\n%s", test.name, status, out)
+		case test.want != "" && (status == 0 || !strings.Contains(out, test.want)):
+			t.Errorf("%s: exit status %d, and nothing says %q:\n%s", test.name, status, test.want, out)
+		}
+	}
+
+	m.write("hsm.pin", m.token.PIN)
+	if out, status := m.byokctl("hsm", "--login", "main"); status != 0 {
+		t.Fatal(out)
+	}
+	m.start()
+	m.until("byokd is up", func() bool { _, status := m.byokctl("status"); return status == 0 })
+	if out, status := m.byokctl("check", "--online"); status != 0 || !strings.Contains(out, "runs, and was asked about the tokens") {
+		t.Errorf("with byokd running: exit status %d and\n%s", status, out)
+	}
+}
