@@ -106,6 +106,8 @@ func (t *tool) checkTokens(ctx context.Context, cfg *config.Config, report func(
 			report(daemon.Finding{Subject: subject, State: daemon.FindingFailed, Message: fmt.Sprintf("byokd does not log in: %s; when the PIN is right: byokctl hsm --login %s", h.LoginBlocked, h.Name)})
 		case h.Error != "" || !h.Connected:
 			report(daemon.Finding{Subject: subject, State: daemon.FindingFailed, Message: fmt.Sprintf("%s: %s", h.State, text(h.Error))})
+		case h.Algorithm == "" && len(h.Proofs) == 0:
+			report(daemon.Finding{Subject: subject, State: daemon.FindingUnknown, Message: "logged in; its self-test has not ended yet: ask again"})
 		case h.Algorithm == "":
 			report(daemon.Finding{Subject: subject, State: daemon.FindingFailed, Message: "it can wrap keys in none of the ways that AWS takes: byokctl hsm shows what was tried"})
 		default:

@@ -4,14 +4,12 @@ import (
 	"os"
 	"strings"
 	"testing"
-
-	"byokd/hsm/hsmtest"
 )
 
 // TestCheckOnline: what a first installation gets wrong with its token, one
 // thing at a time, with no byokd running; and then with one.
 func TestCheckOnline(t *testing.T) {
-	m := newMachine(t, hsmtest.NewSoftHSM(t))
+	m := newMachine(t)
 	m.group("payments", "")
 	toml, err := os.ReadFile(m.path("byokd.toml"))
 	if err != nil {
@@ -58,7 +56,7 @@ func TestCheckOnline(t *testing.T) {
 		t.Fatal(out)
 	}
 	m.start()
-	m.until("byokd is up", func() bool { _, status := m.byokctl("status"); return status == 0 })
+	m.until("byokd knows its token", func() bool { out, _ := m.byokctl("hsm"); return strings.Contains(out, "algorithm") })
 	if out, status := m.byokctl("check", "--online"); status != 0 || !strings.Contains(out, "runs, and was asked about the tokens") {
 		t.Errorf("with byokd running: exit status %d and\n%s", status, out)
 	}
