@@ -63,13 +63,21 @@ type world struct {
 // newWorld makes a world without any group; byokd is not started yet.
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	return newWorldWith(t, func(*awssim.Options) {})
+}
+
+// newWorldWith is newWorld with another AWS.
+func newWorldWith(t *testing.T, change func(*awssim.Options)) *world {
+	t.Helper()
 	w := &world{t: t, dir: t.TempDir(), log: &syncBuffer{}, token: hsmtest.NewSoftHSM(t)}
-	w.sim = awssim.New(awssim.Options{Pairs: pairs(),
+	o := awssim.Options{Pairs: pairs(),
 		Credentials: []awssim.Credential{{AccessKeyID: accessKey, SecretAccessKey: secretKey, Account: testAccount},
 			{AccessKeyID: "AKIAOTHER", SecretAccessKey: "other", Account: otherAccount},
 			{AccessKeyID: "AKIAADMIN", SecretAccessKey: "admin", Account: testAccount, ARN: "arn:aws:iam::" + testAccount + ":user/admin"}},
 		Before: func(r awssim.Request) *awssim.Fault { return w.hook(&w.before, r) },
-		After:  func(r awssim.Request) *awssim.Fault { return w.hook(&w.after, r) }})
+		After:  func(r awssim.Request) *awssim.Fault { return w.hook(&w.after, r) }}
+	change(&o)
+	w.sim = awssim.New(o)
 	w.aws = httptest.NewServer(w.sim)
 	t.Cleanup(w.aws.Close)
 	for _, sub := range []string{"groups.d", "state", "run"} {

@@ -301,7 +301,7 @@ func (c *call) deriveSharedSecret(in *deriveSharedSecretInput) (any, error) {
 	}
 	secret, err := k.agree(in.PublicKey)
 	if err != nil {
-		return nil, fail("ValidationException", "The public key is not valid for a key of spec %s.", k.spec.name)
+		return nil, fail("ValidationException", "")
 	}
 	if err := dry(in.DryRun); err != nil {
 		return nil, err

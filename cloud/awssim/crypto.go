@@ -124,7 +124,7 @@ func dry(run bool) error {
 // requireAlgorithm refuses an algorithm that is not the key's.
 func (k *key) requireAlgorithm(name string) error {
 	if !slices.Contains(k.algorithms(), name) {
-		return fail("InvalidKeyUsageException", "Algorithm %s and key spec %s are incompatible.", name, k.spec.name)
+		return fail("InvalidKeyUsageException", "Algorithm %s is incompatible with key spec %s.", name, k.spec.name)
 	}
 	return nil
 }
