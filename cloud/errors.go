@@ -240,6 +240,8 @@ var verdicts = map[string]verdict{
 	"InvalidGrantTokenException":          hopeless,
 	"InvalidMarkerException":              hopeless,
 	"UnsupportedOperationException":       hopeless,
+	"UnknownOperationException":           hopeless, // the service there is older than the operation
+	"InvalidAction":                       hopeless, // the same, in the query protocol
 	"ValidationException":                 hopeless,
 	"ValidationError":                     hopeless,
 	"SerializationException":              hopeless,
