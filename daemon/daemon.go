@@ -23,6 +23,7 @@ import (
 	"byokd/daemon/control"
 	"byokd/daemon/jobstore"
 	"byokd/daemon/lifecycle"
+	"byokd/hsm"
 	"byokd/schedule"
 	"byokd/systemd"
 )
@@ -98,6 +99,8 @@ type Options struct {
 
 	// Started is called once READY holds; nil: not.
 	Started func()
+
+	HSMOptions []hsm.Option // of the PKCS#11 modules; tests put faults in front of them
 }
 
 // DefaultOptions are the options of a byokd that is started by hand.

@@ -11,7 +11,9 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -43,6 +45,28 @@ func (w *world) mountState(size int) {
 		}
 	})
 	w.initState()
+}
+
+// fill fills the file system of the database.
+func (w *world) fill() {
+	f, err := os.OpenFile(w.path("state/filler"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return // there is not even room for its name
+	}
+	defer f.Close()
+	for size := 1 << 20; size >= 512; {
+		if n, err := f.Write(make([]byte, size)); err != nil && n == 0 {
+			size /= 2
+		}
+	}
+}
+
+// empty makes room again.
+func (w *world) empty() {
+	w.t.Helper()
+	if err := os.Remove(w.path("state/filler")); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 func (w *world) rotate(names ...string) []control.Job {
@@ -179,22 +203,9 @@ func TestDiskFull(t *testing.T) {
 	w.until("all events are on the bus", func() bool { return w.pending() == 0 })
 
 	// Fill it while the rotations are between KMS's CreateKey and the import.
-	filler := w.path("state/filler")
-	fill := func() {
-		f, err := os.OpenFile(filler, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-		if err != nil {
-			return // there is not even room for its name
-		}
-		defer f.Close()
-		for {
-			if _, err := f.Write(make([]byte, 512)); err != nil {
-				return
-			}
-		}
-	}
 	w.faults(func(r awssim.Request) *awssim.Fault {
 		if r.Operation == "GetParametersForImport" {
-			fill()
+			w.fill()
 		}
 		return nil
 	}, nil)
@@ -216,9 +227,7 @@ func TestDiskFull(t *testing.T) {
 	w.write("run/requests/rotate.one", "")
 	w.until("the request is taken", func() bool { _, err := os.Stat(w.path("run/requests/rotate.one")); return err != nil })
 	w.faults(nil, nil)
-	if err := os.Remove(filler); err != nil {
-		t.Fatal(err)
-	}
+	w.empty()
 	w.until("byokd goes on", func() bool {
 		return w.problem("one", "database") == "" && w.problem("two", "database") == "" && w.log.contains("the database can be written again")
 	})
@@ -572,4 +581,39 @@ func TestHSMUnplugged(t *testing.T) {
 	w.until("all events are on the bus", func() bool { return w.pending() == 0 })
 	w.checkKeys(generations)
 	w.checkEvents(true)
+}
+
+// The Region is changed while the group's first rotation runs and has not taken a
+// generation yet: the key is made in the new Region, and there only.
+func TestRegionChangedUnderTheFirstRotation(t *testing.T) {
+	const other = "eu-west-1"
+	w := newWorld(t)
+	w.start()
+	reached, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	w.faults(func(r awssim.Request) *awssim.Fault {
+		if r.Operation == "DescribeKey" && slices.ContainsFunc(w.openJobs("payments"), func(j control.JobSummary) bool { return j.State == control.JobRunning }) {
+			once.Do(func() { close(reached); <-release })
+		}
+		return nil
+	}, nil)
+	w.group("payments", every, "")
+	<-reached
+	w.write("groups.d/payments.toml", fmt.Sprintf("[rotation]\n%s\n[aws]\nregion = %q\nalias = \"alias/payments\"\n", every, other))
+	w.until("the change is seen", func() bool { return w.log.contains("definition has changed") })
+	close(release)
+	w.untilGeneration("payments", 1)
+	if n := len(w.keys()); n != 0 {
+		t.Errorf("there are %d KMS keys in the old Region", n)
+	}
+	if keys := w.sim.Keys(testAccount, other); len(keys) != 1 || w.sim.Alias(testAccount, other, "alias/payments") != keys[0].ID {
+		t.Errorf("KMS keys in the new Region: %+v", keys)
+	}
+	if s := w.status("payments"); s.State != control.GroupOK || len(w.jobs("payments")) != 1 {
+		t.Errorf("%+v; jobs %+v", s, w.jobs("payments"))
+	}
+	w.halt()
+	if objects := w.objects(); !maps.Equal(objects, map[string]int{"payments": 1}) {
+		t.Errorf("HSM objects %v", objects)
+	}
 }

@@ -644,6 +644,12 @@ func (gs *groups) jobEnded(ctx context.Context, job *lifecycle.Job, done, applie
 			d.storeFailed("plan what is to be retired", err)
 		}
 	}
+	if !done && g.def != nil && job.Definition.Digest != g.def.Digest() {
+		// The definition has changed while the job ran.
+		if _, err := d.store.Resnapshot(ctx, g.name, mustJSON(d.definition(g.def)), g.def.HSM); err != nil {
+			d.storeFailed("renew a job's definition", err)
+		}
+	}
 	d.plan(job.Group)
 }
 

@@ -21,6 +21,7 @@ import (
 	"byokd/daemon"
 	"byokd/daemon/control"
 	"byokd/daemon/jobstore"
+	"byokd/hsm"
 	"byokd/hsm/hsmtest"
 )
 
@@ -54,6 +55,7 @@ type world struct {
 	before func(awssim.Request) *awssim.Fault
 	after  func(awssim.Request) *awssim.Fault
 
+	hsm    []hsm.Option
 	stop   context.CancelFunc
 	ended  chan error
 	reload chan struct{}
@@ -219,6 +221,7 @@ func (w *world) launch() error {
 	o.ConfigPath, o.Version, o.Now, o.Reload = w.path("byokd.toml"), "test", w.clock, w.reload
 	o.Logger = slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	o.Started = func() { close(ready) }
+	o.HSMOptions = w.hsm
 	o.Clock = func(wake func()) {
 		w.mu.Lock()
 		defer w.mu.Unlock()

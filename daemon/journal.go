@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 
 	"byokd/daemon/jobstore"
 	"byokd/daemon/lifecycle"
@@ -22,7 +23,34 @@ func (j journal) Generations(ctx context.Context, group string) ([]lifecycle.Gen
 	return generations, nil
 }
 
+// superseded is the error of a job whose definition, while it ran, was replaced by
+// one with another Region, HSM or credential, which only a group without
+// generations can get: the job takes none, and begins again with the new one.
+func (j journal) superseded(ctx context.Context, jobID string) error {
+	row, err := j.d.store.Job(ctx, jobID)
+	if err != nil {
+		return err
+	}
+	job, err := lifecycleJob(&row)
+	if err != nil {
+		return err
+	}
+	g, ok := j.d.groups.get(job.Group)
+	if was := job.Definition; ok && g.def != nil && !g.hasKeys && (g.def.AWS.Region != was.Region || g.def.HSM != was.HSM || g.def.Credential != was.Credential) {
+		return &lifecycle.Fault{Class: lifecycle.Interrupted, Err: errors.New("the group's definition has changed before it had a key")}
+	}
+	return nil
+}
+
 func (j journal) Record(ctx context.Context, c lifecycle.Change) error {
+	if c.Generation != 0 {
+		// A load of definitions sees the generation, or this sees what it brought.
+		j.d.loading.Lock()
+		defer j.d.loading.Unlock()
+		if err := j.superseded(ctx, c.JobID); err != nil {
+			return err
+		}
+	}
 	change := jobstore.Change{JobID: c.JobID, Generation: c.Generation}
 	for _, s := range c.Steps {
 		change.Steps = append(change.Steps, jobstore.Step{Name: s.Name, State: string(s.State),

@@ -58,7 +58,7 @@ type token struct {
 }
 
 func newTokens(d *Daemon, cfg *config.Config) *tokens {
-	ts := &tokens{d: d, modules: hsm.NewModules(d.log), m: make(map[string]*token)}
+	ts := &tokens{d: d, modules: hsm.NewModules(d.log, d.HSMOptions...), m: make(map[string]*token)}
 	for name, c := range cfg.HSMs {
 		t := &token{d: d, name: name, cfg: c, poke: make(chan struct{}, 1)}
 		template := make(map[string]any)

@@ -162,7 +162,7 @@ func (d *Daemon) runJob(ctx context.Context, row *jobstore.Job) {
 	case "":
 		log.Info("job completed", "elapsed", elapsed)
 	case lifecycle.Interrupted:
-		log.Info("job put back: byokd stops, or is no longer designated", "elapsed", elapsed)
+		log.Info("job put back", "elapsed", elapsed, "reason", err)
 	case lifecycle.Operator:
 		if lifecycle.WaitingFor(err) == lifecycle.WaitUse {
 			log.Info("retirement waits: the key is, or may be, in use", "err", err)
