@@ -204,6 +204,12 @@ func scenarios() []scenario {
 	changed.Description = ptr("cards and more")
 	changed.Tags = map[string]string{"owner": "cards"}
 	changed.Alias = "alias/cards"
+	inPlace := definition()
+	inPlace.Mode = "in-place"
+	auto := definition()
+	auto.Mode = "auto"
+	inPlaceExpiring := expiring
+	inPlaceExpiring.Mode = "in-place"
 	shorter := definition()
 	shorter.KeepValidFor = 60 * 24 * time.Hour
 
@@ -219,6 +225,9 @@ func scenarios() []scenario {
 	const (
 		first  = "KMS Alias Moved generation=1 previous=null actions=<nil> disabled=false"
 		second = "KMS Alias Moved generation=2 previous=1 actions=<nil> disabled=false"
+
+		secondInPlace = "KMS Key Material Rotated generation=2 previous=byokd/payments/1 left=24 actions=<nil> disabled=<nil>"
+		thirdInPlace  = "KMS Key Material Rotated generation=3 previous=byokd/payments/2 left=23 actions=<nil> disabled=<nil>"
 	)
 	// putBack expects these moves of the alias after its first, and that the audit
 	// trail tells of the one that was put back.
@@ -367,6 +376,176 @@ func scenarios() []scenario {
 			act: drain,
 			expect: putBack(events(first, "KMS Alias Moved generation=3 previous=1 actions=<nil> disabled=false"),
 				"1 -> 2", "2 -> 1", "1 -> 3"),
+		},
+		{
+			name: "rotate in place",
+			setup: func(w *world) {
+				w.rotate(inPlace)
+				w.kms.lateMaterials, w.kms.rotationTime = 4*time.Second, 90*time.Second
+				enqueue(w, lifecycle.Rotate, inPlace, lifecycle.Request{})
+			},
+			act:    drain,
+			expect: events(first, secondInPlace),
+		},
+		{
+			name: "rotate in place, expiring: all material of the key is renewed; describe",
+			setup: func(w *world) {
+				inPlaceExpiring.Verify = "describe"
+				w.rotate(inPlaceExpiring)
+				w.rotate(inPlaceExpiring)
+				w.advance(60 * 24 * time.Hour)
+				enqueue(w, lifecycle.Rotate, inPlaceExpiring, lifecycle.Request{})
+			},
+			act: drain,
+			expect: func(t *testing.T, w *world) {
+				events(first, secondInPlace, thirdInPlace)(t, w)
+				for _, g := range w.journal.generations["payments"] {
+					if left := g.ValidTo.Sub(w.kms.Now()); left < 89*24*time.Hour {
+						t.Errorf("generation %d is valid for %s", g.Number, left)
+					}
+				}
+			},
+		},
+		{
+			name: "rotate in place, material of the key is missing",
+			setup: func(w *world) {
+				w.rotate(inPlace)
+				w.rotate(inPlace)
+				w.keyOf(1).forgetOld(w.keyOf(1).old[0])
+				w.keyOf(1).forget()
+				enqueue(w, lifecycle.Rotate, inPlace, lifecycle.Request{})
+			},
+			act:    drain,
+			expect: events(first, secondInPlace, thirdInPlace),
+		},
+		{
+			name: "rotate in place, the alias is gone",
+			setup: func(w *world) {
+				w.rotate(inPlace)
+				w.kms.point("alias/payments", "")
+				enqueue(w, lifecycle.Rotate, inPlace, lifecycle.Request{})
+			},
+			act: drain,
+			expect: events(first, secondInPlace,
+				"KMS Alias Moved generation=2 previous=null actions=<nil> disabled=false",
+				"KMS Key Synchronized generation=2 previous=null actions=[alias] disabled=<nil>"),
+		},
+		{
+			name: "rotate in place, earlier generation given up",
+			setup: func(w *world) {
+				w.rotate(inPlace)
+				w.kms.denied["RotateKeyOnDemand"] = true
+				id := w.journal.enqueue(lifecycle.Rotate, inPlace, lifecycle.Request{}, "schedule")
+				if err := w.drive(id, 0); lifecycle.ClassOf(err) != lifecycle.Operator {
+					w.t.Fatalf("rotate: %v", err)
+				}
+				w.journal.finish(id, "discarded")
+				w.kms.denied["RotateKeyOnDemand"] = false
+				w.hsm.lose(w.generation(2).HSMID)
+				enqueue(w, lifecycle.Rotate, inPlace, lifecycle.Request{})
+			},
+			act:    drain,
+			expect: events(first, "KMS Key Material Rotated generation=3 previous=byokd/payments/1 left=24 actions=<nil> disabled=<nil>"),
+		},
+		{
+			name: "rotate in place, then the definition wants a fresh key",
+			setup: func(w *world) {
+				w.rotate(inPlace)
+				w.kms.denied["RotateKeyOnDemand"] = true
+				id := w.journal.enqueue(lifecycle.Rotate, inPlace, lifecycle.Request{}, "schedule")
+				w.drive(id, 0)
+				w.journal.finish(id, "discarded")
+				w.kms.denied["RotateKeyOnDemand"] = false
+				enqueue(w, lifecycle.Rotate, definition(), lifecycle.Request{})
+			},
+			act:    drain,
+			expect: events(first, "KMS Alias Moved generation=3 previous=1 actions=<nil> disabled=false"),
+		},
+		{
+			name: "auto, the key's rotations are used up",
+			setup: func(w *world) {
+				w.rotate(auto)
+				w.rotate(auto)
+				w.keyOf(1).use(lifecycle.MaxRotations - 1)
+				enqueue(w, lifecycle.Rotate, auto, lifecycle.Request{})
+			},
+			act:    drain,
+			expect: events(first, secondInPlace, "KMS Alias Moved generation=3 previous=1 actions=<nil> disabled=false"),
+		},
+		{
+			name: "auto, the key's rotations turn out to be used up",
+			setup: func(w *world) {
+				w.rotate(auto)
+				w.kms.limit = 0
+				enqueue(w, lifecycle.Rotate, auto, lifecycle.Request{})
+			},
+			act: func(w *world) {
+				w.drain()
+			},
+			expect: events(first, "KMS Alias Moved generation=3 previous=1 actions=<nil> disabled=false"),
+		},
+		{
+			name: "synchronize, one material of several deleted and brought back",
+			setup: func(w *world) {
+				w.rotate(inPlace)
+				w.rotate(inPlace)
+				w.rotate(inPlace)
+				enqueue(w, lifecycle.Synchronize, inPlace, lifecycle.Request{Asked: true, Generation: ptr(2), DeleteMaterial: true})
+				enqueue(w, lifecycle.Synchronize, inPlace, lifecycle.Request{Asked: true, ImportMaterial: true})
+			},
+			act: drain,
+			expect: events(first, secondInPlace, thirdInPlace,
+				"KMS Key Material Deleted generation=2 previous=null actions=<nil> disabled=<nil>",
+				"KMS Key Synchronized generation=2 previous=null actions=[material] disabled=<nil>",
+				"KMS Key Synchronized generation=2 previous=null actions=[material] disabled=<nil>",
+				"KMS Key Synchronized generation=3 previous=null actions=[] disabled=<nil>"),
+		},
+		{
+			name: "synchronize a key of several materials, one missing, keep_valid_for changed",
+			setup: func(w *world) {
+				w.rotate(inPlaceExpiring)
+				w.rotate(inPlaceExpiring)
+				w.keyOf(1).forgetOld(w.keyOf(1).old[0])
+				w.keyOf(1).tags["team"] = "somebody's"
+				shorter := shorter
+				shorter.Mode = "in-place"
+				enqueue(w, lifecycle.Synchronize, shorter, lifecycle.Request{})
+			},
+			act: drain,
+			expect: func(t *testing.T, w *world) {
+				events(first, secondInPlace,
+					"KMS Key Synchronized generation=1 previous=null actions=[material] disabled=<nil>",
+					"KMS Key Synchronized generation=2 previous=null actions=[material tags] disabled=<nil>")(t, w)
+				if k := w.keyOf(2); k.State != "Enabled" || k.tags[lifecycle.TagGeneration] != "1" {
+					t.Errorf("the key is %s, tags %v", k.State, k.tags)
+				}
+			},
+		},
+		{
+			name: "reconcile an empty database, rotated in place",
+			setup: func(w *world) {
+				for range 3 {
+					w.rotate(inPlace)
+				}
+				w.kms.denied["RotateKeyOnDemand"] = true
+				id := w.journal.enqueue(lifecycle.Rotate, inPlace, lifecycle.Request{}, "schedule")
+				w.drive(id, 0)
+				w.kms.denied["RotateKeyOnDemand"] = false
+				w.loseDatabase()
+			},
+			act: func(w *world) {
+				w.reconcileUntilDone(inPlace)
+				enqueue(w, lifecycle.Rotate, inPlace, lifecycle.Request{})
+				w.drain()
+			},
+			expect: func(t *testing.T, w *world) {
+				events("KMS Key Material Rotated generation=4 previous=byokd/payments/3 left=22 actions=<nil> disabled=<nil>")(t, w)
+				var stages []lifecycle.Stage
+				for _, g := range w.journal.generations["payments"] {
+					stages = append(stages, g.Stage)
+				}
+				diff(t, "stages", []lifecycle.Stage{lifecycle.Previous, lifecycle.Previous, lifecycle.Previous, lifecycle.Active}, stages)
+			},
 		},
 		{
 			name: "retire a day later",
@@ -670,8 +849,8 @@ func TestEveryCallIsCovered(t *testing.T) {
 		"hsm.Algorithm", "hsm.Destroy", "hsm.Find", "hsm.Generate", "hsm.List", "hsm.Wrap",
 		"journal.Generations", "journal.Record",
 		"kms.Account", "kms.CreateAlias", "kms.CreateKey", "kms.Decrypt", "kms.DeleteKeyMaterial", "kms.DescribeKey", "kms.DisableKey",
-		"kms.Encrypt", "kms.FindKeys", "kms.ImportKeyMaterial", "kms.KeyAliases", "kms.KeyPolicy", "kms.KeyTags", "kms.LastUsage",
-		"kms.ParametersForImport", "kms.PutKeyPolicy", "kms.ScheduleDeletion", "kms.SetDescription", "kms.TagKey", "kms.UntagKey", "kms.UpdateAlias",
+		"kms.Encrypt", "kms.FindKeys", "kms.ImportKeyMaterial", "kms.KeyAliases", "kms.KeyMaterials", "kms.KeyPolicy", "kms.KeyTags", "kms.LastUsage",
+		"kms.ParametersForImport", "kms.PutKeyPolicy", "kms.RotateKeyOnDemand", "kms.RotationStarted", "kms.ScheduleDeletion", "kms.SetDescription", "kms.TagKey", "kms.UntagKey", "kms.UpdateAlias",
 	}
 	diff(t, "calls", want, slices.Sorted(maps.Keys(called)))
 }

@@ -127,7 +127,7 @@ func (h *fakeHSM) Wrap(ctx context.Context, label string, id []byte, algorithm s
 func (h *fakeHSM) Destroy(ctx context.Context, label string, id []byte) error {
 	return h.w.do(ctx, "hsm.Destroy", true, func() error {
 		g, ok := h.w.journal.generationOf(hex.EncodeToString(id))
-		if !ok || g.Stage != lifecycle.PreActive || h.w.kms.keys[g.KeyID] != nil && h.w.kms.keys[g.KeyID].pointedAt && !h.w.kms.keys[g.KeyID].foreign {
+		if !ok || g.Stage != lifecycle.PreActive || h.w.kms.mayBeInUse(g) {
 			h.w.t.Errorf("Destroy %s: it is not a generation that was never active", label)
 		}
 		h.remove(hex.EncodeToString(id))

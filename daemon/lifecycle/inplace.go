@@ -20,6 +20,10 @@ const (
 // Source: "Resource quotas" in the AWS KMS Developer Guide.
 const MaxRotations = 25
 
+// renewAfter is how much of its validity the other material of a key may have
+// used up when the key is rotated.
+const renewAfter = 24 * time.Hour
+
 // materialCurrent is the state of the material that a KMS key encrypts with, and
 // materialOld of what it once encrypted with; any other is of a pending one.
 const (
@@ -145,13 +149,6 @@ func (r *run) deletedIn(keyID string, materials []Material) *Generation {
 	return nil
 }
 
-// createInPlace takes the KMS key that the generation becomes material of, in
-// place of making one.
-func (r *run) createInPlace(g, old Generation, s *Step, why string) Change {
-	s.State, s.Message = Skipped, why
-	return Change{Generations: []Generation{g.withKeyFacts(old)}}
-}
-
 // stillInPlace gives a generation up that was to be rotated in place, where the
 // definition or the alias meanwhile want something else.
 func (r *run) stillInPlace(ctx context.Context, g Generation) error {
@@ -248,7 +245,7 @@ func (r *run) renew(ctx context.Context, g Generation, materials []Material, s *
 			return err
 		}
 		begun := slices.Contains(intent.Others, other.Number)
-		if m.Imported && r.asImported(m.ValidTo) && !begun {
+		if m.Imported && r.lasts(m.ValidTo) && !begun {
 			continue
 		}
 		if !m.Imported && !other.MaterialDeletedAt.IsZero() {
@@ -271,6 +268,16 @@ func (r *run) renew(ctx context.Context, g Generation, materials []Material, s *
 		}
 	}
 	return nil
+}
+
+// lasts reports whether a ValidTo is not much earlier than that of an import sent
+// now: attempts that wait for a person do not import everything again.
+func (r *run) lasts(have time.Time) bool {
+	want := validTo(r.kms.Now(), r.def.KeepValidFor)
+	if want.IsZero() || have.IsZero() {
+		return want.IsZero() == have.IsZero()
+	}
+	return want.Sub(have).Abs() <= min(renewAfter, r.def.KeepValidFor/2)
 }
 
 func notReadyInPlace(key Key) error {
@@ -433,7 +440,8 @@ func (r *run) rotateKey(ctx context.Context, g *Generation, intent rotateIntent,
 		}
 		switch {
 		case errors.Is(err, ErrLimit) && r.def.Mode == modeAuto:
-			return r.restart(ctx, *g, fmt.Sprintf("KMS key %s has used up its rotations", g.KeyID))
+			why := fmt.Sprintf("KMS key %s has used up its rotations", g.KeyID)
+			return r.restartWith(ctx, *g, why, createIntent{Fresh: why})
 		case errors.Is(err, ErrLimit):
 			return operator(WaitConfig, `KMS key %s has used up its rotations, so it cannot be rotated in place (mode = "in-place"): `+
 				`write mode = "auto" under [rotation]: a fresh KMS key is made and the alias moved to it: %w`, g.KeyID, err)
@@ -500,7 +508,7 @@ func (r *run) giveUpInPlace(ctx context.Context, g Generation, why string, steps
 	if err := r.destroyObject(ctx, g); err != nil {
 		return err
 	}
-	g.Stage = Destroyed
+	g.Stage, g.ActivatedAt = Destroyed, time.Time{}
 	return r.record(ctx, Change{Steps: steps, Generations: []Generation{g},
 		Audit: []AuditEntry{r.audit("give up generation", "generation %d, key material %s of KMS key %s, HSM object %s: %s", g.Number, orNone(own.ID), g.KeyID, g.HSMLabel, why)}})
 }

@@ -28,6 +28,7 @@ type fakeKMS struct {
 	denied  map[string]bool // operations that the caller may not call
 
 	onMove  func(m move) // called after each of them
+	limit   int          // of rotations of a key
 	rotated []string     // IDs of materials, by the engine
 
 	// How long AWS takes to show a new key, its tags, a changed alias, and new
@@ -70,8 +71,23 @@ func (key *fakeKey) complete() bool {
 	return key.material != nil && !slices.ContainsFunc(key.old, func(m *fakeMaterial) bool { return m.bytes == nil })
 }
 
-// rotations counts the rotations of a key.
-func (key *fakeKey) rotations() int { return len(key.old) }
+// mayBeInUse reports whether something may have been encrypted with the
+// generation's material.
+func (k *fakeKMS) mayBeInUse(g lifecycle.Generation) bool {
+	key := k.keys[g.KeyID]
+	if key == nil || !key.pointedAt || key.foreign {
+		return false
+	}
+	return g.MaterialID == key.MaterialID || key.find(g.MaterialID) != nil && key.pending == nil ||
+		key.described == lifecycle.MaterialDescription(g)
+}
+
+// use adds rotations that somebody else made.
+func (key *fakeKey) use(rotations int) {
+	for n := range rotations {
+		key.old = append(key.old, &fakeMaterial{id: fmt.Sprintf("theirs-%d", n), bytes: []byte("theirs"), rotatedAt: key.CreatedAt})
+	}
+}
 
 // find returns the key's material with this ID that is not the current one.
 func (key *fakeKey) find(id string) *fakeMaterial {
@@ -443,7 +459,7 @@ func (k *fakeKMS) RotateKeyOnDemand(ctx context.Context, id string) error {
 			return err
 		}
 		switch {
-		case key.rotations() >= lifecycle.MaxRotations:
+		case len(key.old) >= k.limit:
 			return refuse(lifecycle.Operator, lifecycle.ErrLimit, "rotate %s", id)
 		case key.State != "Enabled" || key.pending == nil:
 			return refuse(lifecycle.Permanent, lifecycle.ErrState, "rotate %s, which is %s, pending %v", id, key.State, key.pending != nil)

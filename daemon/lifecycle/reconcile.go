@@ -65,7 +65,7 @@ func (e *Engine) Reconcile(ctx context.Context, def Definition, designated bool)
 		return Findings{}, fmt.Errorf("read generations: %w", err)
 	}
 	rec := &reconciliation{Engine: e, def: def, hsm: hsm, kms: kms, designated: designated,
-		byNumber: make(map[int]Generation), states: make(map[int]Key), dirty: make(map[int]bool)}
+		byNumber: make(map[int]Generation), states: make(map[int]Key), listed: make(map[string][]Material), dirty: make(map[int]bool)}
 	for _, g := range generations {
 		rec.byNumber[g.Number] = g
 	}
@@ -73,6 +73,9 @@ func (e *Engine) Reconcile(ctx context.Context, def Definition, designated bool)
 		return Findings{}, err
 	}
 	if err := rec.keys(ctx); err != nil {
+		return Findings{}, err
+	}
+	if err := rec.materials(ctx); err != nil {
 		return Findings{}, err
 	}
 	rec.objects()
@@ -100,8 +103,9 @@ type reconciliation struct {
 	tagged   []TaggedKey
 	onToken  map[string]HSMKey // by hex ID
 	byNumber map[int]Generation
-	fresh    []int       // numbers that the journal did not have
-	states   map[int]Key // what KMS says of the fresh ones
+	fresh    []int                 // numbers that the journal did not have
+	states   map[int]Key           // what KMS says of the fresh ones
+	listed   map[string][]Material // of the KMS keys that were looked into, by ID
 	dirty    map[int]bool
 	audit    []AuditEntry
 	jobs     []NewJob
@@ -311,6 +315,112 @@ func (rec *reconciliation) recover(number int, t TaggedKey, key Key) Generation 
 	return g
 }
 
+// materials takes over the generations that were made in place, which are known
+// by the descriptions of their KMS key's materials: of the keys that the journal
+// did not have, and of those that a rotation in place may have changed behind
+// its back.
+func (rec *reconciliation) materials(ctx context.Context) error {
+	inPlace := rec.def.Mode == modeInPlace || rec.def.Mode == modeAuto
+	keys := make(map[string]bool)
+	for _, g := range rec.sorted() {
+		fresh := slices.Contains(rec.fresh, g.Number) && g.Number > 0
+		if g.KeyID != "" && g.MaterialID != "" && g.Stage != Destroyed && (fresh || g.DeletionDate.IsZero()) &&
+			(fresh || inPlace && g.KeyID == rec.alias.ID || len(materialsOf(rec.sorted(), g.KeyID)) > 1) {
+			keys[g.KeyID] = true
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(keys)) {
+		if err := rec.materialsOf(ctx, id); err != nil && (inPlace || !errors.Is(err, ErrDenied)) && !errors.Is(err, ErrNotFound) {
+			return fmt.Errorf("look for the key material of KMS key %s: %w", id, err)
+		}
+	}
+	return nil
+}
+
+// materialsOf takes over the generations that are material of one KMS key.
+func (rec *reconciliation) materialsOf(ctx context.Context, keyID string) error {
+	materials, err := rec.kms.KeyMaterials(ctx, keyID)
+	if err != nil {
+		return err
+	}
+	rec.listed[keyID] = materials
+	first := materialsOf(rec.sorted(), keyID)[0]
+	for _, m := range materials {
+		if number, label, hsmID, ok := rec.describes(first, m); ok {
+			rec.material(first, m, number, label, hsmID)
+		} else if !m.pending() && m.RotatedAt.IsZero() {
+			rec.material(first, m, first.Number, first.HSMLabel, first.HSMID) // the one that the key's tags tell of
+		} else {
+			rec.problem("unknown-material", "KMS key %s has key material %s (description %q, %s), which is no generation of the group: byokd cannot import it again, and without it the whole key is unusable", keyID, m.ID, m.Description, m.State)
+		}
+	}
+	return nil
+}
+
+// describes returns the generation that a material's description names, if it is
+// one of the group's, or bears the name of the group that the key was made for.
+func (rec *reconciliation) describes(first Generation, m Material) (number int, label, hsmID string, ok bool) {
+	label, hsmID, _ = strings.Cut(m.Description, " ")
+	slash := strings.LastIndexByte(label, '/')
+	number, err := strconv.Atoi(label[slash+1:])
+	if err != nil || number < 1 || hsmID == "" {
+		return 0, "", "", false
+	}
+	ok = strings.HasPrefix(first.HSMLabel, label[:slash+1])
+	for _, name := range rec.names() {
+		ok = ok || label == Label(name, number)
+	}
+	return number, label, hsmID, ok
+}
+
+// material takes over one material of a KMS key, as a generation of that number;
+// first is the one that the key was made for.
+func (rec *reconciliation) material(first Generation, m Material, number int, label, hsmID string) {
+	g, taken := rec.byNumber[number]
+	fresh := !taken || slices.Contains(rec.fresh, number)
+	switch {
+	case taken && (g.HSMID != hsmID || g.KeyID != "" && g.KeyID != first.KeyID):
+		rec.problem("unknown-material", "key material %s of KMS key %s says that it is generation %d, HSM ID %s, which is another key: byokd leaves it alone", m.ID, first.KeyID, number, hsmID)
+		return
+	case taken && g.KeyID == "" && g.Stage != PreActive:
+		return // given up
+	case taken && g.KeyID == "":
+		// Taken for it by a job whose record is lost, or by another device.
+		g = g.withKeyFacts(first)
+		g.MaterialID, g.ImportedAt, g.ValidTo = m.ID, rec.validFrom(first, m), m.ValidTo
+		rec.put(g)
+		rec.note("adopt key material", "%s of KMS key %s for generation %d", m.ID, first.KeyARN, number)
+	case !taken:
+		g = Generation{Group: rec.def.Group, Number: number, Stage: Previous, HSM: rec.def.HSM, HSMLabel: label, HSMID: hsmID, Region: rec.def.Region,
+			GeneratedAt: rec.validFrom(first, m), MaterialID: m.ID, ImportedAt: rec.validFrom(first, m), ValidTo: m.ValidTo}.withKeyFacts(first)
+		if o, ok := rec.onToken[hsmID]; ok {
+			g.HSMLabel = o.Label
+		}
+		rec.add(g, Key{MaterialID: m.ID})
+		rec.note("recover generation", "generation %d from key material %s of KMS key %s", number, m.ID, first.KeyARN)
+	case g.Stage == PreActive && g.MaterialID == "" && m.State == materialCurrent: // by a job whose record is lost
+		g.MaterialID, g.ImportedAt, g.ValidTo = m.ID, rec.validFrom(first, m), m.ValidTo
+		rec.put(g)
+	case fresh: // recover took the key's current material and its state for this one's
+		g.MaterialID, g.ValidTo, g.ImportedAt, g.MaterialDeletedAt = m.ID, m.ValidTo, rec.validFrom(first, m), time.Time{}
+	}
+	if fresh && !m.Imported && g.DeletionDate.IsZero() && !m.pending() {
+		g.MaterialDeletedAt = rec.now() // or it expired; nobody but a person brings it back
+	}
+	if fresh {
+		rec.put(g)
+	}
+}
+
+// validFrom is about when a material was imported.
+func (rec *reconciliation) validFrom(first Generation, m Material) time.Time {
+	at := first.CreatedAt
+	if !m.RotatedAt.IsZero() {
+		at = m.RotatedAt
+	}
+	return rec.importedAt(Key{CreatedAt: at, ValidTo: m.ValidTo})
+}
+
 // importedAt is when a recovered key's material was imported: when its ValidTo
 // was given by the definition as it is, else about when the key was made.
 func (rec *reconciliation) importedAt(key Key) time.Time {
@@ -402,7 +512,12 @@ func (rec *reconciliation) named(ctx context.Context) error {
 		}
 		g = rec.recover(number, TaggedKey{KeyID: key.ID, ARN: key.ARN, Tags: tags}, key)
 		g.HSMLabel = object.Label
-		g.ActivatedAt = key.CreatedAt
+		rec.put(g)
+		if err := rec.materialsOf(ctx, key.ID); err != nil && !errors.Is(err, ErrDenied) {
+			return err
+		}
+		g = rec.byMaterial(key)
+		g.ActivatedAt = rec.newest()
 	} else {
 		g.ActivatedAt = rec.now() // `every` counts from the adoption
 		if key.MaterialID != "" {
@@ -441,7 +556,7 @@ func (rec *reconciliation) object(ctx context.Context, id string) (HSMKey, bool,
 // alias's target is active; what is newer has never been active; of these, the
 // newest is what the next rotation goes on with.
 func (rec *reconciliation) stages(ctx context.Context) error {
-	if g, ok := rec.byKey(rec.alias.ID); ok && rec.alias.MaterialID != "" && g.Stage != Active {
+	if g := rec.byMaterial(rec.alias); g.KeyID != "" && rec.alias.MaterialID != "" && g.Stage != Active {
 		// Besides the ones new to the journal this finds one that the alias was
 		// pointed at by somebody else: by another device while this one was not
 		// the designated one. Where it was a job of this journal that has not
@@ -476,6 +591,15 @@ func (rec *reconciliation) stages(ctx context.Context) error {
 	slices.Sort(rec.fresh)
 	for _, n := range slices.Backward(rec.fresh) {
 		g := rec.byNumber[n]
+		if materials := rec.listed[g.KeyID]; len(materials) > 1 {
+			// Of a key that has been rotated only the pending material was never active.
+			if m, ok := materialIn(materials, g); !ok || n <= current || !m.pending() || !g.DeletionDate.IsZero() {
+				continue
+			}
+			g.Stage = PreActive
+			rec.put(g)
+			return nil
+		}
 		if n <= current || g.Stage != Previous || g.HSMID == "" || !g.DeletionDate.IsZero() || !g.DisabledAt.IsZero() {
 			continue
 		}
@@ -499,6 +623,17 @@ func (rec *reconciliation) stages(ctx context.Context) error {
 	return nil
 }
 
+// byMaterial returns the generation whose material is the current one of a key.
+func (rec *reconciliation) byMaterial(key Key) Generation {
+	for _, g := range rec.byNumber {
+		if g.KeyID == key.ID && key.ID != "" && g.MaterialID == key.MaterialID {
+			return g
+		}
+	}
+	g, _ := rec.byKey(key.ID)
+	return g
+}
+
 // used reports whether a key was used after the time in which its own rotation
 // probes it: then others use it, whatever the alias says now, and it must not be
 // taken for one that was never active.
@@ -507,12 +642,17 @@ func (rec *reconciliation) used(ctx context.Context, g Generation) (bool, error)
 	return known && at.Sub(g.CreatedAt) > usedAfter, err
 }
 
-// newest is the newest key's CreationDate, from which a recovered group's
-// schedule counts.
+// newest is the newest key's CreationDate, or when a key was last rotated, from
+// which a recovered group's schedule counts.
 func (rec *reconciliation) newest() (at time.Time) {
 	for _, g := range rec.byNumber {
 		if g.CreatedAt.After(at) {
 			at = g.CreatedAt
+		}
+		for _, m := range rec.listed[g.KeyID] {
+			if m.RotatedAt.After(at) {
+				at = m.RotatedAt
+			}
 		}
 	}
 	return at

@@ -192,9 +192,17 @@ func scheduleDeletion(ctx context.Context, kms KMS, keyID string) (time.Time, er
 
 // restart gives the job's generation up and sends the job back to its first step.
 func (r *run) restart(ctx context.Context, g Generation, why string) error {
+	return r.restartWith(ctx, g, why, createIntent{})
+}
+
+// restartWith is restart with what create is to know.
+func (r *run) restartWith(ctx context.Context, g Generation, why string, intent createIntent) error {
 	reset := make([]Step, len(r.job.Steps))
 	for i, s := range r.job.Steps {
 		reset[i] = Step{Name: s.Name, State: Pending, Message: fmt.Sprintf("generation %d was given up: %s", g.Number, why)}
+		if s.Name == "create" && intent != (createIntent{}) {
+			reset[i].Data = mustJSON(intent)
+		}
 	}
 	if err := r.giveUp(ctx, g, why, reset); err != nil {
 		return err
@@ -264,6 +272,19 @@ func (r *run) own() (Generation, error) {
 type createIntent struct {
 	SentAt   time.Time `json:"sent_at"`  // of the latest CreateKey, or when one of an earlier job was first looked for
 	Answered bool      `json:"answered"` // with an error that says that there is no key
+
+	// Fresh is why a key is made although the active one seems to have rotations
+	// left; "": not known.
+	Fresh string `json:"fresh,omitempty"`
+}
+
+func (s *Step) createIntent() (intent createIntent, err error) {
+	if len(s.Data) > 0 {
+		if err := json.Unmarshal(s.Data, &intent); err != nil {
+			return intent, &Fault{Class: Permanent, Err: fmt.Errorf("read the step's intent: %w", err)}
+		}
+	}
+	return intent, nil
 }
 
 // create makes the KMS key. CreateKey has no idempotency token, so the tags are
@@ -282,18 +303,20 @@ func create(ctx context.Context, r *run, s *Step) (Change, error) {
 	if g.KeyID != "" {
 		return r.created(ctx, g, s)
 	}
-	var why string // a fresh key is made although it might have been rotated in place
-	if g.JobID == "" {
-		old, message, inPlace, err := r.chooseKey(ctx, g)
+	intent, err := s.createIntent()
+	if err != nil {
+		return Change{}, err
+	}
+	if g.JobID == "" && intent.Fresh == "" {
+		old, why, inPlace, err := r.chooseKey(ctx, g)
 		if err != nil {
 			return Change{}, err
 		}
 		if inPlace {
-			return r.createInPlace(g, old, s, message), nil
+			s.State, s.Message = Skipped, why
+			return Change{Generations: []Generation{g.withKeyFacts(old)}}, nil
 		}
-		if why = message; why != "" {
-			why = "; " + why
-		}
+		intent.Fresh = why
 	}
 	if g.JobID != "" { // a CreateKey was to be sent
 		found, err := r.kms.FindKeys(ctx, map[string]string{TagJob: g.JobID, TagHSMID: g.HSMID})
@@ -316,7 +339,7 @@ func create(ctx context.Context, r *run, s *Step) (Change, error) {
 		g.JobID = r.job.ID
 	}
 	g.Policy, g.Tags = policy, r.def.Tags
-	intent := createIntent{SentAt: r.now()}
+	intent.SentAt, intent.Answered = r.now(), false
 	s.Data = mustJSON(intent)
 	if err := r.record(ctx, Change{Steps: []Step{*s}, Generations: []Generation{g}}); err != nil {
 		return Change{}, err
@@ -334,18 +357,19 @@ func create(ctx context.Context, r *run, s *Step) (Change, error) {
 		return Change{}, err
 	}
 	g.KeyID, g.KeyARN, g.Account, g.CreatedAt = key.ID, key.ARN, key.Account, key.CreatedAt
-	s.Message = "created KMS key " + key.ID + why
+	s.Message = "created KMS key " + key.ID
+	if intent.Fresh != "" {
+		s.Message += ", since " + intent.Fresh
+	}
 	return Change{Generations: []Generation{g}, Audit: []AuditEntry{r.audit("create KMS key", "%s for generation %d", key.ARN, g.Number)}}, nil
 }
 
 // lookLonger returns nil when an unanswered CreateKey has been looked for long
 // enough, and until then an error that has the job look again.
 func (r *run) lookLonger(ctx context.Context, s *Step) error {
-	var intent createIntent
-	if len(s.Data) > 0 {
-		if err := json.Unmarshal(s.Data, &intent); err != nil {
-			return &Fault{Class: Permanent, Err: fmt.Errorf("read the step's intent: %w", err)}
-		}
+	intent, err := s.createIntent()
+	if err != nil {
+		return err
 	}
 	if intent.Answered {
 		return nil
