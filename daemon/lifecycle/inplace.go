@@ -374,12 +374,13 @@ func activateInPlace(ctx context.Context, r *run, g Generation, s *Step) (Change
 			if intent.From == "" && old.KeyID == g.KeyID { // rotated by an attempt that the journal has lost
 				intent.From = old.MaterialID
 			}
-			old.Stage = Previous
+			old.Stage, old.LeftAt = Previous, r.now()
 			c.Generations = append(c.Generations, old)
 		}
 	}
 	g.Stage, g.ActivatedAt = Active, r.now()
 	c.Generations = append(c.Generations, g)
+	c.Plan = r.plan(c.Generations)
 	c.Audit = []AuditEntry{r.audit("rotate key material", "KMS key %s from key material %s to %s", g.KeyARN, orNone(intent.From), g.MaterialID)}
 	if now.ID == "" {
 		c.Jobs = append(c.Jobs, NewJob{Kind: Synchronize, Group: r.job.Group, Trigger: r.job.Trigger,
@@ -441,7 +442,12 @@ func (r *run) rotateKey(ctx context.Context, g *Generation, intent rotateIntent,
 		switch {
 		case errors.Is(err, ErrLimit) && r.def.Mode == modeAuto:
 			why := fmt.Sprintf("KMS key %s has used up its rotations", g.KeyID)
-			return r.restartWith(ctx, *g, why, createIntent{Fresh: why})
+			create := *r.step("create")
+			create.Data = mustJSON(createIntent{Fresh: why})
+			if err := r.record(ctx, Change{Steps: []Step{create}}); err != nil {
+				return err
+			}
+			return r.restart(ctx, *g, why)
 		case errors.Is(err, ErrLimit):
 			return operator(WaitConfig, `KMS key %s has used up its rotations, so it cannot be rotated in place (mode = "in-place"): `+
 				`write mode = "auto" under [rotation]: a fresh KMS key is made and the alias moved to it: %w`, g.KeyID, err)
@@ -485,7 +491,7 @@ func (r *run) giveUpInPlace(ctx context.Context, g Generation, why string, steps
 	}
 	own, there := materialIn(materials, g)
 	if there && !own.pending() {
-		g.Stage = Previous
+		g.Stage, g.LeftAt = Previous, r.now()
 		return r.record(ctx, Change{Steps: steps, Generations: []Generation{g},
 			Audit: []AuditEntry{r.audit("leave generation", "generation %d, KMS key %s: %s; the key has been rotated to its material, so nothing of it is destroyed", g.Number, g.KeyID, why)}})
 	}

@@ -192,16 +192,11 @@ func scheduleDeletion(ctx context.Context, kms KMS, keyID string) (time.Time, er
 
 // restart gives the job's generation up and sends the job back to its first step.
 func (r *run) restart(ctx context.Context, g Generation, why string) error {
-	return r.restartWith(ctx, g, why, createIntent{})
-}
-
-// restartWith is restart with what create is to know.
-func (r *run) restartWith(ctx context.Context, g Generation, why string, intent createIntent) error {
 	reset := make([]Step, len(r.job.Steps))
 	for i, s := range r.job.Steps {
 		reset[i] = Step{Name: s.Name, State: Pending, Message: fmt.Sprintf("generation %d was given up: %s", g.Number, why)}
-		if s.Name == "create" && intent != (createIntent{}) {
-			reset[i].Data = mustJSON(intent)
+		if intent, err := s.createIntent(); s.Name == "create" && err == nil && intent.Fresh != "" {
+			reset[i].Data = mustJSON(createIntent{Fresh: intent.Fresh})
 		}
 	}
 	if err := r.giveUp(ctx, g, why, reset); err != nil {
