@@ -34,7 +34,6 @@ var laterConfig = []later[Config]{
 }
 
 var laterGroup = []later[Group]{
-	{"rotation.mode", func(g *Group) bool { return g.Rotation.Mode != "alias" }, `"alias"`},
 	{"rotation.grants", func(g *Group) bool { return g.Rotation.Grants != "warn" }, `"warn"`},
 	{"rotation.drift", func(g *Group) bool { return g.Rotation.Drift != "report" }, `"report"`},
 }

@@ -142,6 +142,7 @@ type Daemon struct {
 	hooksWake  chan struct{} // a hook may be to be run
 	groupsWake chan struct{} // a group may have to be reconciled
 	expiryWake chan struct{} // key material may expire at another time
+	watchWake  chan struct{} // the clock was set
 	loadWake   chan struct{} // the group files are to be read again
 	changes    *broadcast    // something about a job has changed
 
@@ -187,7 +188,7 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 	}
 	d := &Daemon{Options: o, log: o.Logger, started: o.Now(),
 		jobsWake: make(chan struct{}, 1), outboxWake: make(chan struct{}, 1), hooksWake: make(chan struct{}, 1),
-		groupsWake: make(chan struct{}, 1), expiryWake: make(chan struct{}, 1), loadWake: make(chan struct{}, 1),
+		groupsWake: make(chan struct{}, 1), expiryWake: make(chan struct{}, 1), watchWake: make(chan struct{}, 1), loadWake: make(chan struct{}, 1),
 		changes: newBroadcast(), running: make(map[string]int), fatal: make(chan error, 1)}
 	if d.host, err = os.Hostname(); err != nil {
 		return nil, fmt.Errorf("read this machine's name: %w", err)
@@ -311,6 +312,7 @@ func (d *Daemon) run(ctx context.Context) error {
 	loop(d.housekeep)
 	loop(d.upkeep)
 	loop(d.watchExpiry)
+	loop(d.watchKeys)
 	loop(d.metrics.serve)
 	loop(d.reloads)
 	loop(d.watchClock)
@@ -383,6 +385,7 @@ func (d *Daemon) wakeAll() {
 	d.wakeEvents()
 	wake(d.groupsWake)
 	wake(d.expiryWake)
+	wake(d.watchWake)
 }
 
 // wakeEvents has everybody who waits for events look for them.

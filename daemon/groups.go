@@ -49,6 +49,9 @@ type group struct {
 	nextLook  time.Time
 	lookPause time.Duration
 
+	watched   []lifecycle.Finding // at the last look of watchKeys
+	watchedAt time.Time           // zero: none since byokd started
+
 	renewing string // unique key of the last job that its expiry asked for
 }
 

@@ -89,6 +89,8 @@ func operations(g *config.Group) []string {
 	list := []string{
 		// Looking, at every start and before every step.
 		"kms:DescribeKey", "kms:ListResourceTags", "kms:GetKeyPolicy", "tag:GetResources", "kms:ListAliases",
+		// After a lost database: which generations a key was rotated to in place.
+		"kms:ListKeyRotations",
 		// A new generation. KMS takes a policy for a new key, such as a copy of
 		// the active key's, only of somebody who could put it.
 		"kms:CreateKey", "kms:PutKeyPolicy", "kms:GetParametersForImport", "kms:ImportKeyMaterial", "kms:CreateAlias", "kms:UpdateAlias",
@@ -102,6 +104,9 @@ func operations(g *config.Group) []string {
 	}
 	if r.Verify != "describe" {
 		list = append(list, "kms:Encrypt", "kms:Decrypt")
+	}
+	if r.Mode != "alias" {
+		list = append(list, "kms:RotateKeyOnDemand", "kms:GetKeyRotationStatus")
 	}
 	if r.DisablePrevious || r.KeepGenerations > 0 || r.KeepValidFor > 0 { // re-imported, a disabled key is disabled again
 		list = append(list, "kms:DisableKey")

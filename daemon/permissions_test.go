@@ -74,7 +74,7 @@ func newLeastWorld(t *testing.T, missing string) *leastWorld {
 	w.named = key.ID
 	w.write("groups.d/policy.json", w.keyPolicy("one"))
 	w.define("first", "team = \"a\"\ncost = \"b\"")
-	w.group("named", every, "active_key_id = \""+w.named+"\"")
+	w.group("named", every+"\nmode = \"in-place\"", "active_key_id = \""+w.named+"\"")
 	for _, p := range w.policies() {
 		principal := p.Role
 		if principal == "" {

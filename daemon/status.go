@@ -197,7 +197,14 @@ func (d *Daemon) groupProblems(g group, v *view, due time.Time) []control.Proble
 	}
 	if g.looked != nil {
 		for _, f := range g.looked.Problems {
-			add(f.Code, f.Message, g.looked.at)
+			if f.Code != lifecycle.ObjectMissing || g.watchedAt.Before(g.looked.at) {
+				add(f.Code, f.Message, g.looked.at)
+			}
+		}
+	}
+	for _, f := range g.watched {
+		if f.Code != lifecycle.ObjectMissing || g.looked == nil || !g.watchedAt.Before(g.looked.at) {
+			add(f.Code, f.Message, g.watchedAt)
 		}
 	}
 	for _, e := range v.parked[g.name] {

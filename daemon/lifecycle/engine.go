@@ -339,17 +339,6 @@ func materialsOf(generations []Generation, keyID string) []Generation {
 	return list
 }
 
-// KeyValidTo returns the earliest ValidTo of the material in a KMS key, with
-// which the whole key becomes unusable; zero: none expires.
-func KeyValidTo(generations []Generation, keyID string) (earliest time.Time) {
-	for _, g := range materialsOf(generations, keyID) {
-		if g.Stage != PreActive && !g.ValidTo.IsZero() && (earliest.IsZero() || g.ValidTo.Before(earliest)) {
-			earliest = g.ValidTo
-		}
-	}
-	return earliest
-}
-
 // keyFacts is the part of a generation that is about its KMS key.
 func (g Generation) keyFacts() Generation {
 	return Generation{Account: g.Account, KeyID: g.KeyID, KeyARN: g.KeyARN, CreatedAt: g.CreatedAt, JobID: g.JobID,

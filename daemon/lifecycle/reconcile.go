@@ -458,12 +458,7 @@ func (rec *reconciliation) objects() {
 			GeneratedAt: rec.now(), Region: rec.def.Region, Account: rec.account}, Key{})
 		rec.note("recover generation", "generation %d from HSM object %s", number, o.Label)
 	}
-	for _, g := range rec.sorted() {
-		if _, ok := rec.onToken[g.HSMID]; ok || g.HSMID == "" || g.GeneratedAt.IsZero() || g.Stage == Destroyed || !g.DeletionDate.IsZero() {
-			continue
-		}
-		rec.problem("hsm-object-missing", "HSM object %s, ID %s, is not on the token: generation %d cannot be imported again; restore it from the HSM's backup", g.HSMLabel, g.HSMID, g.Number)
-	}
+	rec.problems = append(rec.problems, missingObjects(rec.sorted(), func(id string) bool { _, ok := rec.onToken[id]; return ok })...)
 }
 
 // named takes over the KMS key that active_key_id names, while the group has no

@@ -1,0 +1,57 @@
+package daemon
+
+import (
+	"context"
+	"slices"
+	"time"
+)
+
+// watchEvery is how often it is looked whether all is there that keys need.
+const watchEvery = time.Hour
+
+// watchKeys looks whether all is there that the groups' keys need one day, so
+// that a person hears of it on the day on which it goes, until ctx ends.
+func (d *Daemon) watchKeys(ctx context.Context) {
+	for {
+		d.watch(ctx)
+		if !sleep(ctx, expiryLook, d.watchWake) {
+			return
+		}
+	}
+}
+
+// watch looks at the groups of which it is time to, with one look at each token.
+// What cannot be looked at stays as it was seen last, and is tried again soon:
+// that token or AWS are away is told elsewhere.
+func (d *Daemon) watch(ctx context.Context) {
+	tokens := make(map[string]map[string]bool)
+	for _, name := range d.groups.names() {
+		g, ok := d.groups.get(name)
+		if !ok || g.def == nil || !g.hasKeys || d.Now().Sub(g.watchedAt).Abs() < watchEvery || ctx.Err() != nil {
+			continue
+		}
+		objects, seen := tokens[g.def.HSM]
+		if !seen {
+			var err error
+			if objects, err = d.engine.Objects(ctx, g.def.HSM); err != nil {
+				d.log.Debug("HSM objects cannot be looked for", "hsm", g.def.HSM, "err", err)
+			}
+			tokens[g.def.HSM] = objects
+		}
+		if objects == nil {
+			continue
+		}
+		found, err := d.engine.Watch(ctx, d.definition(g.def), objects)
+		if err != nil {
+			d.log.Debug("it cannot be seen whether all is there that the keys need", "group", name, "err", err)
+			continue
+		}
+		for _, f := range found {
+			if !slices.Contains(g.watched, f) {
+				d.log.Warn("something that the keys need is missing", "group", name, "problem", f.Code, "message", f.Message)
+			}
+		}
+		now := d.Now()
+		d.groups.update(name, func(g *group) { g.watched, g.watchedAt = found, now })
+	}
+}
