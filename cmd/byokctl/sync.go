@@ -76,9 +76,14 @@ func (t *tool) confirmDelete(ctx context.Context, client *control.Client, r cont
 	if err != nil {
 		return err
 	}
-	i := slices.IndexFunc(keys, func(k control.Key) bool {
-		return r.Generation != nil && k.Generation == *r.Generation || r.KeyID != "" && (k.KeyID == r.KeyID || k.KeyARN == r.KeyID)
-	})
+	i := -1
+	for n, k := range keys {
+		// Of several generations in one KMS key byokd takes the current one.
+		later := i < 0 || k.State != "pre-active" && k.State != "destroyed"
+		if r.Generation != nil && k.Generation == *r.Generation || r.KeyID != "" && (k.KeyID == r.KeyID || k.KeyARN == r.KeyID) && later {
+			i = n
+		}
+	}
 	if i < 0 {
 		return usage("group %s has no such generation", r.Group).hint("byokctl keys %s", r.Group)
 	}
@@ -88,11 +93,14 @@ func (t *tool) confirmDelete(ctx context.Context, client *control.Client, r cont
 	}
 	k := keys[i]
 	fmt.Fprintf(t.stderr, "The key material of generation %d of %s, KMS key %s, will be deleted in KMS.\n", k.Generation, r.Group, text(k.KeyID))
+	if n := sharing(keys, k); n > 1 {
+		fmt.Fprintf(t.stderr, "One missing material takes the whole KMS key down, with all its %d generations.\n", n)
+	}
 	fmt.Fprintln(t.stderr, "From then on nothing that was encrypted under this key can be decrypted, by anybody,")
 	switch {
 	case k.HSMLabel == "":
 		fmt.Fprintln(t.stderr, "and byokd cannot bring it back: it does not have this key in the HSM.")
-	case k.State == "active":
+	case slices.ContainsFunc(keys, func(other control.Key) bool { return other.State == "active" && other.KeyID == k.KeyID }):
 		fmt.Fprintf(t.stderr, "nor anything encrypted through %s, which points at it. To bring it back: byokctl sync %s --generation %d\n", alias(groups), r.Group, k.Generation)
 	default:
 		fmt.Fprintf(t.stderr, "until it is brought back: byokctl sync %s --generation %d\n", r.Group, k.Generation)
@@ -101,6 +109,16 @@ func (t *tool) confirmDelete(ctx context.Context, client *control.Client, r cont
 		return nil
 	}
 	return t.confirm("Delete it?")
+}
+
+// sharing counts the generations that are material of a key's KMS key.
+func sharing(keys []control.Key, k control.Key) (n int) {
+	for _, other := range keys {
+		if other.KeyID == k.KeyID && other.KeyID != "" && other.State != "destroyed" {
+			n++
+		}
+	}
+	return n
 }
 
 // alias names the alias of a group.
