@@ -114,6 +114,9 @@ func operations(g *config.Group) []string {
 	if retires {
 		list = append(list, "kms:GetKeyLastUsage")
 	}
+	if r.Mode != "alias" {
+		list = append(list, "kms:ListKeyRotations", "kms:RotateKeyOnDemand", "kms:GetKeyRotationStatus")
+	}
 	return list
 }
 

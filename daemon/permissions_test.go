@@ -1,6 +1,7 @@
 package daemon_test
 
 import (
+	"cmp"
 	"encoding/json"
 	"os"
 	"slices"
@@ -47,6 +48,34 @@ func TestLeastPolicy(t *testing.T) {
 	})
 	for _, action := range actions {
 		t.Run("without "+action, func(t *testing.T) { newLeastWorld(t, action).flow() })
+	}
+}
+
+// checkOperations fails a test in which byokd has sent an operation that no
+// policy of `byokctl iam-policy` would grant, whatever the definition.
+func (w *world) checkOperations() {
+	description, soon := "", config.Duration(0)
+	everything := &config.Group{Name: "all", Credential: "prod"}
+	everything.AWS.Region, everything.AWS.Alias, everything.AWS.Description = testRegion, "alias/all", &description
+	everything.Rotation = config.Rotation{Mode: "auto", Verify: "auto", KeepValidFor: 1, DisablePrevious: true, KeepGenerations: 1,
+		DeletePreviousMaterialAfter: &soon, SchedulePreviousDeletionAfter: &soon, Grants: "copy", Drift: "repair", OnExpiry: "reimport"}
+	cfg := &config.Config{Credentials: map[string]config.Credential{"prod": {RoleARN: byokdRole}}}
+	cfg.Events.Enabled, cfg.Events.Bus = true, "default"
+	granted := map[string]bool{"sts:GetCallerIdentity": true, "kms:ListKeys": true} // needs nothing; only where there is no tagging API
+	for _, p := range daemon.Policies(cfg, []*config.Group{everything}) {
+		for _, s := range p.Policy.Statement {
+			for _, action := range s.Action {
+				granted[action] = true
+			}
+		}
+	}
+	prefixes := map[string]string{"tagging": "tag"}
+	for _, r := range w.sim.Requests() {
+		action := cmp.Or(prefixes[r.Service], r.Service) + ":" + r.Operation
+		if r.AccessKey != "AKIAADMIN" && !granted[action] {
+			w.t.Errorf("byokd sends %s, which byokctl iam-policy does not grant: see operations in permissions.go", action)
+			granted[action] = true
+		}
 	}
 }
 
