@@ -78,6 +78,10 @@ type Options struct {
 	// clock. Zero: the rotation is over when the answer comes.
 	RotationTime time.Duration
 
+	// UsageTrackedFrom is when GetKeyLastUsage begins to track: of an older key
+	// it does not know the whole life. The zero value: before the first key.
+	UsageTrackedFrom time.Time
+
 	// Log gets a record per request; nil means none.
 	Log *slog.Logger
 }

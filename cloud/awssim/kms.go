@@ -271,14 +271,18 @@ func (c *call) getKeyLastUsage(in *keyInput) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	from := k.created
+	if t := c.sim.options.UsageTrackedFrom; t.After(from) {
+		from = t
+	}
 	use := fields{}
-	if u := k.lastUse; u != nil {
+	if u := k.lastUse; u != nil && !u.at.Before(from) {
 		use = fields{
 			"Operation": u.operation, "Timestamp": timestamp{u.at}, "KmsRequestId": u.requestID,
 			"CloudTrailEventId": u.eventID,
 		}
 	}
 	return fields{
-		"KeyId": k.arn, "KeyCreationDate": timestamp{k.created}, "TrackingStartDate": timestamp{k.created}, "KeyLastUsage": use,
+		"KeyId": k.arn, "KeyCreationDate": timestamp{k.created}, "TrackingStartDate": timestamp{from}, "KeyLastUsage": use,
 	}, nil
 }

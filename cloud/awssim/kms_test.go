@@ -306,6 +306,24 @@ func TestLastUsage(t *testing.T) {
 	if u := after.KeyLastUsage; u == nil || u.Operation != types.KeyLastUsageTrackingOperationGenerateDataKey || time.Since(*u.Timestamp) > time.Minute {
 		t.Errorf("last usage is %+v", after.KeyLastUsage)
 	}
+	if !after.TrackingStartDate.Equal(*after.KeyCreationDate) {
+		t.Errorf("a key of %v is tracked from %v", after.KeyCreationDate, after.TrackingStartDate)
+	}
+
+	// A key that is older than the tracking: what it did before is not known.
+	f = start(t, awssim.Options{UsageTrackedFrom: time.Now().Add(time.Hour)})
+	key = f.create(types.OriginTypeAwsKms)
+	use := func() *kms.GetKeyLastUsageOutput {
+		must[*kms.GenerateDataKeyOutput](t)(f.kms.GenerateDataKey(ctx, &kms.GenerateDataKeyInput{KeyId: key.KeyId, NumberOfBytes: aws.Int32(5)}))
+		return must[*kms.GetKeyLastUsageOutput](t)(f.kms.GetKeyLastUsage(ctx, &kms.GetKeyLastUsageInput{KeyId: key.KeyId}))
+	}
+	if got := use(); got.KeyLastUsage.Timestamp != nil || !got.TrackingStartDate.After(*got.KeyCreationDate) {
+		t.Errorf("before the tracking: %+v, from %v on", got.KeyLastUsage, got.TrackingStartDate)
+	}
+	f.Advance(2 * time.Hour)
+	if got := use(); got.KeyLastUsage.Timestamp == nil || !got.TrackingStartDate.After(*got.KeyCreationDate) {
+		t.Errorf("since the tracking: %+v, from %v on", got.KeyLastUsage, got.TrackingStartDate)
+	}
 }
 
 func TestReEncrypt(t *testing.T) {

@@ -33,6 +33,14 @@ func (s *switches) define(flags *flag.FlagSet, o *awssim.Options) {
 		return err
 	})
 	flags.DurationVar(&o.Latency, "latency", 0, "`time` that each request waits")
+	flags.Func("usage-tracked-after", "`time` after the start from which on GetKeyLastUsage tracks", func(v string) error {
+		d, err := time.ParseDuration(v)
+		if err == nil && d < 0 {
+			err = errors.New("the time is negative")
+		}
+		o.UsageTrackedFrom = time.Now().Add(d)
+		return err
+	})
 	flags.DurationVar(&o.RotationTime, "rotation-time", 0, "`time` that RotateKeyOnDemand takes")
 	flags.BoolVar(&o.KMSEvents, "kms-events", false, "put KMS's own events on the default bus")
 	flags.BoolVar(&o.IAM, "iam", false, "subject all principals to IAM and key policies, not only those that have an IAM policy")
