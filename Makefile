@@ -9,17 +9,32 @@ GO      ?= go
 SHELL       := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-# Tools of `make lint`, run at these versions without being installed.
+# Tools of `make lint` and `make package`, run at these versions without being
+# installed. Later versions of nfpm need modules that the module proxy has not.
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
+NFPM        := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
+CYCLONEDX   := github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## build byokd, byokctl and awssim into bin/
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/byokd ./cmd/byokctl ./cmd/awssim
+
+.PHONY: package
+package: setup ## .deb and .rpm with man pages and SBOMs into dist/, for ARCHS (default: amd64 and arm64)
+	@GO='$(GO)' VERSION='$(VERSION)' LDFLAGS='$(LDFLAGS)' NFPM='$(NFPM)' CYCLONEDX='$(CYCLONEDX)' ARCHS='$(ARCHS)' DIST='$(or $(DIST),dist)' packaging/build
+
+.PHONY: reproducible
+reproducible: package ## build the packages once more, elsewhere and from nothing, and compare
+	@.ci/reproducible
+
+.PHONY: boot
+boot: package ## install the package on a real systemd, booted in namespaces, and try it there
+	@.ci/boot
 
 .PHONY: setup
 setup: ## install with apt what tests and demo need, where it is missing
@@ -71,4 +86,4 @@ fuzz: setup ## every fuzz target for FUZZTIME each (default 10s)
 
 .PHONY: clean
 clean: ## remove what build made
-	rm -rf $(BIN)
+	rm -rf $(BIN) dist

@@ -16,9 +16,9 @@ const (
 
 // watchClock tells when the clock was set, and after it was set back sees that
 // nothing waits for times that were written while it was ahead.
-func (d *Daemon) watchClock(ctx context.Context) {
+func (d *Daemon) watchClock(ctx context.Context, p *pulse) {
 	wall, running := d.Now().Round(0), time.Now()
-	for sleep(ctx, clockLook, nil) {
+	for p.sleep(ctx, clockLook, nil) {
 		now, elapsed := d.Now().Round(0), time.Since(running)
 		step := now.Sub(wall) - elapsed
 		wall, running = now, time.Now()

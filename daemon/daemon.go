@@ -144,6 +144,7 @@ type Daemon struct {
 	expiryWake chan struct{} // key material may expire at another time
 	watchWake  chan struct{} // the clock was set
 	loadWake   chan struct{} // the group files are to be read again
+	tidyWake   chan struct{} // systemd is to be told at once how things are
 	changes    *broadcast    // something about a job has changed
 
 	loading   sync.Mutex  // one reload, watched change or request at a time
@@ -161,6 +162,7 @@ type Daemon struct {
 	storing    atomic.Pointer[problem] // why the database cannot be written; nil: it can
 	unreadable atomic.Pointer[problem] // why groups_dir cannot be read; nil: it can
 	fatal      chan error              // ends Run
+	pulses     *pulses
 }
 
 // Run runs byokd until ctx ends, which is a graceful stop: a running step
@@ -188,8 +190,8 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 	}
 	d := &Daemon{Options: o, log: o.Logger, started: o.Now(),
 		jobsWake: make(chan struct{}, 1), outboxWake: make(chan struct{}, 1), hooksWake: make(chan struct{}, 1),
-		groupsWake: make(chan struct{}, 1), expiryWake: make(chan struct{}, 1), watchWake: make(chan struct{}, 1), loadWake: make(chan struct{}, 1),
-		changes: newBroadcast(), running: make(map[string]int), fatal: make(chan error, 1)}
+		groupsWake: make(chan struct{}, 1), expiryWake: make(chan struct{}, 1), watchWake: make(chan struct{}, 1), loadWake: make(chan struct{}, 1), tidyWake: make(chan struct{}, 1),
+		changes: newBroadcast(), running: make(map[string]int), fatal: make(chan error, 1), pulses: newPulses()}
 	if d.host, err = os.Hostname(); err != nil {
 		return nil, fmt.Errorf("read this machine's name: %w", err)
 	}
@@ -284,11 +286,21 @@ func (d *Daemon) run(ctx context.Context) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	var loops sync.WaitGroup
-	loop := func(f func(context.Context)) { loops.Go(func() { f(ctx) }) }
+	loop := func(name string, f func(context.Context, *pulse)) {
+		p := d.pulses.of(name)
+		loops.Go(func() {
+			defer p.rest()
+			f(ctx, p)
+		})
+	}
+	// Fed to the very end: what runs may take its time to stop.
+	fed, feeding := make(chan struct{}), sync.WaitGroup{}
+	defer feeding.Wait()
+	defer close(fed)
 
 	// Watch, then read: no change falls between the two.
 	watching, watch := d.watchDefinitions()
-	loop(watch)
+	loop("definitions", watch)
 	select {
 	case <-watching:
 	case <-ctx.Done():
@@ -297,25 +309,30 @@ func (d *Daemon) run(ctx context.Context) error {
 	d.takeLeftovers(ctx)
 
 	server := &control.Server{Backend: d, Log: d.log}
-	loop(func(ctx context.Context) {
+	loops.Go(func() {
 		if err := server.Serve(ctx, d.socket); err != nil {
 			d.fail(fmt.Errorf("serve the control socket: %w", err))
 		}
 	})
-	loop(d.runner.Run)
-	loop(d.work)
-	loop(d.outbox.run)
-	loop(d.hooks.run)
-	loop(d.groups.run)
-	loop(d.tokens.run)
-	loop(d.watchRequests)
-	loop(d.housekeep)
-	loop(d.upkeep)
-	loop(d.watchExpiry)
-	loop(d.watchKeys)
-	loop(d.metrics.serve)
-	loop(d.reloads)
-	loop(d.watchClock)
+	loop("control", d.probeControl)
+	loop("schedules", func(ctx context.Context, p *pulse) {
+		d.runner.Idle = p.rest
+		d.runner.Run(ctx)
+	})
+	loop("jobs", d.work)
+	loop("events", d.outbox.run)
+	loop("hooks", d.hooks.run)
+	loop("groups", d.groups.run)
+	loop("requests", d.watchRequests)
+	loop("housekeeping", d.housekeep)
+	loop("upkeep", d.upkeep)
+	loop("expiry", d.watchExpiry)
+	loop("keys", d.watchKeys)
+	loop("reloads", d.reloads)
+	loop("clock", d.watchClock)
+	// These are in calls to modules, and to whoever reads metrics, all the time.
+	loops.Go(func() { d.tokens.run(ctx) })
+	loops.Go(func() { d.metrics.serve(ctx) })
 	if d.Clock != nil {
 		d.Clock(d.wakeAll)
 	}
@@ -325,6 +342,7 @@ func (d *Daemon) run(ctx context.Context) error {
 	}
 	d.log.Info("byokd is ready", "version", d.Version, "groups", d.groups.count(), "designated", d.cfg.Load().Designated)
 	d.Notifier.Ready()
+	feeding.Go(func() { d.feed(fed) })
 	if d.Started != nil {
 		d.Started()
 	}
@@ -363,16 +381,19 @@ func (d *Daemon) designate() {
 }
 
 // reloads does what SIGHUP asks for.
-func (d *Daemon) reloads(ctx context.Context) {
+func (d *Daemon) reloads(ctx context.Context, p *pulse) {
 	for {
+		resume := p.rest()
 		select {
 		case <-ctx.Done():
 			return
 		case <-d.Reload:
+			resume()
 			d.Notifier.Reloading()
 			d.reload(ctx)
 			d.Notifier.Ready()
 		case <-d.loadWake:
+			resume()
 			d.load(ctx, triggerWatch)
 		}
 	}

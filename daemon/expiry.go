@@ -104,12 +104,12 @@ func (d *Daemon) renewal(g group, generations []lifecycle.Generation, next time.
 
 // watchExpiry warns of key material that expires, and asks for what on_expiry
 // says, until ctx ends.
-func (d *Daemon) watchExpiry(ctx context.Context) {
+func (d *Daemon) watchExpiry(ctx context.Context, p *pulse) {
 	for {
 		if err := d.expire(ctx); err != nil && ctx.Err() == nil {
 			d.storeFailed("look at what expires", err)
 		}
-		if !sleep(ctx, expiryLook, d.expiryWake) {
+		if !p.sleep(ctx, expiryLook, d.expiryWake) {
 			return
 		}
 	}

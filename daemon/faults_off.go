@@ -10,5 +10,7 @@ import "time"
 func beforeRecord() {}
 func afterRecord()  {}
 
+func stuckIn(string) {}
+
 // createLook is the engine's default.
 func createLook() time.Duration { return 0 }

@@ -36,6 +36,13 @@ func fault(when string, n int64) {
 	select {}
 }
 
+// stuckIn never returns in the loop that $BYOKD_STUCK names, once byokd is ready.
+func stuckIn(loop string) {
+	if loop == os.Getenv("BYOKD_STUCK") {
+		select {}
+	}
+}
+
 func createLook() time.Duration {
 	d, err := time.ParseDuration(os.Getenv("BYOKD_CREATE_LOOK"))
 	if err != nil {

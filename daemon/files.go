@@ -12,18 +12,19 @@ import (
 
 // watchDefinitions returns a loop that watches the group files. ready is closed
 // once it misses no change any more.
-func (d *Daemon) watchDefinitions() (ready <-chan struct{}, run func(context.Context)) {
+func (d *Daemon) watchDefinitions() (ready <-chan struct{}, run func(context.Context, *pulse)) {
 	w := newWatcher(d.cfg.Load().GroupsDir, d.settleTime, isDefinition, d.log)
-	return w.ready, func(ctx context.Context) {
+	return w.ready, func(ctx context.Context, p *pulse) {
+		w.pulse = p
 		w.run(ctx, func([]string) { d.load(ctx, triggerWatch) })
 	}
 }
 
 // watchRequests watches the request files until ctx ends, those included that
 // were dropped while byokd was down.
-func (d *Daemon) watchRequests(ctx context.Context) {
+func (d *Daemon) watchRequests(ctx context.Context, p *pulse) {
 	w := newWatcher(d.cfg.Load().RequestsDir(), d.settleTime, isRequest, d.log)
-	w.initial = true
+	w.initial, w.pulse = true, p
 	w.run(ctx, func(names []string) {
 		for _, name := range names {
 			d.takeRequest(ctx, w, name)

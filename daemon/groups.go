@@ -149,6 +149,7 @@ func mustJSON(v any) []byte {
 func (d *Daemon) load(ctx context.Context, trigger string) {
 	d.loading.Lock()
 	defer d.loading.Unlock()
+	defer wake(d.tidyWake)
 	cfg := d.cfg.Load()
 	rows, err := d.store.Groups(ctx)
 	if err != nil {
@@ -305,6 +306,7 @@ func (d *Daemon) groupsWithKeys(ctx context.Context) (map[string]bool, error) {
 // accept puts a good definition into force and asks for what its differences
 // need.
 func (d *Daemon) accept(ctx context.Context, g, last *config.Group, row jobstore.Group, hasKeys bool, trigger string) error {
+	d.pulses.goesOn()
 	now := d.Now()
 	digest := g.Digest()
 	isNew := row.Name == ""

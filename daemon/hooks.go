@@ -64,9 +64,10 @@ func (h *hooks) follow(ctx context.Context) error {
 
 // run runs commands until ctx ends, which kills those that run: their events are
 // met again at the next start.
-func (h *hooks) run(ctx context.Context) {
+func (h *hooks) run(ctx context.Context, p *pulse) {
 	var running sync.WaitGroup
 	defer running.Wait()
+	defer p.rest()
 	var mu sync.Mutex
 	busy := make(map[string]bool)
 	for {
@@ -98,7 +99,7 @@ func (h *hooks) run(ctx context.Context) {
 				wake(h.d.hooksWake)
 			})
 		}
-		if !sleep(ctx, idleLook, h.d.hooksWake) {
+		if !p.sleep(ctx, idleLook, h.d.hooksWake) {
 			return
 		}
 	}

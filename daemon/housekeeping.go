@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"byokd/daemon/control"
@@ -27,47 +28,30 @@ const (
 	aliasEvery = time.Hour
 )
 
-// housekeep looks at what changes by time alone, tells systemd how things are,
-// and feeds the watchdog. It does nothing that waits for a network or a token.
-func (d *Daemon) housekeep(ctx context.Context) {
-	every := tidyEvery
-	watchdog := d.Notifier.Watchdog()
-	if w := watchdog.Interval(); w > 0 {
-		every = min(every, w)
-	}
-	ticker := time.NewTicker(every)
-	defer ticker.Stop()
-	var tidied time.Time
-	for {
-		if time.Since(tidied) >= tidyEvery {
-			tidied = time.Now()
-			d.tidy(ctx)
-		}
-		watchdog.Ping()
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
+// housekeep looks at what changes by time alone and tells systemd how things are.
+// It does nothing that waits for a network or a token.
+func (d *Daemon) housekeep(ctx context.Context, p *pulse) {
+	for ok := true; ok; ok = p.sleep(ctx, tidyEvery, d.tidyWake) {
+		d.tidy(ctx)
 	}
 }
 
 // upkeep does what is seldom to be done: it removes old jobs, looks whether old
 // aliases are gone and whether a credential file has changed, and meets requests
 // again that could not be stored.
-func (d *Daemon) upkeep(ctx context.Context) {
-	ticker := time.NewTicker(tidyEvery)
-	defer ticker.Stop()
+func (d *Daemon) upkeep(ctx context.Context, p *pulse) {
 	var pruned, looked time.Time
 	identity, policies := d.credentialFiles(), d.policyFiles()
-	for {
+	for ok := true; ok; ok = p.sleep(ctx, tidyEvery, nil) {
 		if time.Since(pruned) >= pruneEvery {
 			pruned = time.Now()
 			d.prune(ctx)
 		}
 		if time.Since(looked) >= aliasEvery {
 			looked = time.Now()
+			resume := p.rest()
 			d.oldAliases(ctx)
+			resume()
 		}
 		if d.untaken.Load() {
 			d.takeLeftovers(ctx)
@@ -81,11 +65,6 @@ func (d *Daemon) upkeep(ctx context.Context) {
 		if now := d.policyFiles(); !maps.Equal(now, policies) {
 			policies = now
 			wake(d.loadWake)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
 		}
 	}
 }
@@ -152,6 +131,11 @@ func (d *Daemon) tidy(ctx context.Context) {
 		}
 		if err := d.report(ctx, g, s, v); err != nil && ctx.Err() == nil {
 			d.storeFailed("store an event", err)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(v.tokens)) {
+		if p := v.tokens[name]; p != nil && worst == "" {
+			worst = p.message // though no group needs it yet
 		}
 	}
 	d.Notifier.Status(d.statusLine(worst))

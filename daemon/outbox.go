@@ -32,7 +32,8 @@ const (
 // An outbox delivers the events of the database to their buses, each group's in
 // order, until they are accepted.
 type outbox struct {
-	d *Daemon
+	d     *Daemon
+	pulse *pulse // of run
 
 	mu       sync.Mutex
 	buses    map[route]busState
@@ -52,7 +53,8 @@ func newOutbox(d *Daemon) *outbox {
 }
 
 // run delivers until ctx ends.
-func (o *outbox) run(ctx context.Context) {
+func (o *outbox) run(ctx context.Context, p *pulse) {
+	o.pulse = p
 	for ctx.Err() == nil {
 		sent, err := o.deliver(ctx)
 		if err != nil && ctx.Err() == nil {
@@ -62,10 +64,10 @@ func (o *outbox) run(ctx context.Context) {
 			continue
 		}
 		if err != nil {
-			sleep(ctx, storeRetry, nil)
+			p.sleep(ctx, storeRetry, nil)
 			continue
 		}
-		sleep(ctx, o.pause(ctx), o.d.outboxWake)
+		p.sleep(ctx, o.pause(ctx), o.d.outboxWake)
 	}
 }
 
@@ -123,10 +125,12 @@ func routeOf(cfg *config.Config, e jobstore.OutboxEvent) route {
 // send sends the events of one route and stores what became of each. A group's
 // later events are not sent after one of its own that was not accepted.
 func (o *outbox) send(ctx context.Context, cfg *config.Config, r route, events []jobstore.OutboxEvent) (int, error) {
+	resume := o.pulse.rest()
 	bus, err := o.d.cloud.Bus(r.credential, r.region, r.bus)
 	if err == nil {
 		err = o.check(ctx, r, bus)
 	}
+	resume()
 	if err != nil {
 		return 0, o.putOff(ctx, events, err)
 	}
@@ -156,7 +160,9 @@ func (o *outbox) send(ctx context.Context, cfg *config.Config, r route, events [
 			entries[i] = cloud.Event{DetailType: e.DetailType, Source: cfg.Events.Source, Detail: e.Detail,
 				Resources: e.Resources, Time: e.OccurredAt}
 		}
+		resume := o.pulse.rest()
 		results, err := bus.Put(ctx, entries)
+		resume()
 		if err != nil && ctx.Err() != nil {
 			return done, errors.Join(errs...) // sent again after the restart; event_id tells
 		}

@@ -51,9 +51,10 @@ func (l *looked) holds(def lifecycle.Definition, designated bool) bool {
 // run looks for the keys of groups about which nothing can be decided without,
 // those that have no generation in the database above all. All other groups are
 // looked at before their first job.
-func (gs *groups) run(ctx context.Context) {
+func (gs *groups) run(ctx context.Context, p *pulse) {
 	var looks sync.WaitGroup
 	defer looks.Wait()
+	defer p.rest()
 	places := make(chan struct{}, looksAtOnce)
 	for {
 		now := gs.d.Now()
@@ -66,8 +67,10 @@ func (gs *groups) run(ctx context.Context) {
 				}
 				continue
 			}
+			resume := p.rest()
 			select {
 			case places <- struct{}{}:
+				resume()
 			case <-ctx.Done():
 				return
 			}
@@ -76,7 +79,7 @@ func (gs *groups) run(ctx context.Context) {
 				gs.look(ctx, name)
 			})
 		}
-		if !sleep(ctx, max(next.Sub(gs.d.Now()), 10*time.Millisecond), gs.d.groupsWake) {
+		if !p.sleep(ctx, max(next.Sub(gs.d.Now()), 10*time.Millisecond), gs.d.groupsWake) {
 			return
 		}
 	}

@@ -45,6 +45,7 @@ type watcher struct {
 	settle func() time.Duration
 	keep   func(name string) bool
 	log    *slog.Logger
+	pulse  *pulse
 
 	// initial has the first batch tell all files that are there when run
 	// begins; otherwise only what changes from then on is told.
@@ -150,12 +151,16 @@ func (w *watcher) run(ctx context.Context, deliver func(names []string)) {
 		if w.notify != nil {
 			events, faults = w.notify.Events, w.notify.Errors
 		}
+		resume := w.pulse.rest()
 		select {
 		case <-ctx.Done():
 		case <-timer.C:
+			resume()
 		case e := <-events:
+			resume()
 			w.heard(e, time.Now())
 		case err := <-faults:
+			resume()
 			w.log.Warn("file events were lost: the directory is read again", "err", err)
 			w.rescanBy(time.Now())
 		}

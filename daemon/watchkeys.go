@@ -11,10 +11,10 @@ const watchEvery = time.Hour
 
 // watchKeys looks whether all is there that the groups' keys need one day, so
 // that a person hears of it on the day on which it goes, until ctx ends.
-func (d *Daemon) watchKeys(ctx context.Context) {
+func (d *Daemon) watchKeys(ctx context.Context, p *pulse) {
 	for {
-		d.watch(ctx)
-		if !sleep(ctx, expiryLook, d.watchWake) {
+		d.watch(ctx, p)
+		if !p.sleep(ctx, expiryLook, d.watchWake) {
 			return
 		}
 	}
@@ -23,7 +23,7 @@ func (d *Daemon) watchKeys(ctx context.Context) {
 // watch looks at the groups of which it is time to, with one look at each token.
 // What cannot be looked at stays as it was seen last, and is tried again soon:
 // that token or AWS are away is told elsewhere.
-func (d *Daemon) watch(ctx context.Context) {
+func (d *Daemon) watch(ctx context.Context, p *pulse) {
 	tokens := make(map[string]map[string]bool)
 	for _, name := range d.groups.names() {
 		g, ok := d.groups.get(name)
@@ -32,8 +32,11 @@ func (d *Daemon) watch(ctx context.Context) {
 		}
 		objects, seen := tokens[g.def.HSM]
 		if !seen {
+			resume := p.rest()
 			var err error
-			if objects, err = d.engine.Objects(ctx, g.def.HSM); err != nil {
+			objects, err = d.engine.Objects(ctx, g.def.HSM)
+			resume()
+			if err != nil {
 				d.log.Debug("HSM objects cannot be looked for", "hsm", g.def.HSM, "err", err)
 			}
 			tokens[g.def.HSM] = objects
@@ -41,7 +44,9 @@ func (d *Daemon) watch(ctx context.Context) {
 		if objects == nil {
 			continue
 		}
+		resume := p.rest()
 		found, err := d.engine.Watch(ctx, d.definition(g.def), objects)
+		resume()
 		if err != nil {
 			d.log.Debug("it cannot be seen whether all is there that the keys need", "group", name, "err", err)
 			continue

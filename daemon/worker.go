@@ -43,9 +43,10 @@ const (
 
 // work claims jobs and runs them until ctx ends, then waits for those that run:
 // each finishes its running step and is put back.
-func (d *Daemon) work(ctx context.Context) {
+func (d *Daemon) work(ctx context.Context, p *pulse) {
 	var running sync.WaitGroup
 	defer running.Wait()
+	defer p.rest()
 	var atOnce atomic.Int64
 	for ctx.Err() == nil {
 		job, err := d.claim(ctx, int(atOnce.Load()))
@@ -53,11 +54,11 @@ func (d *Daemon) work(ctx context.Context) {
 		case err != nil:
 			if ctx.Err() == nil {
 				d.storeFailed("claim a job", err)
-				sleep(ctx, 5*time.Second, nil)
+				p.sleep(ctx, 5*time.Second, nil)
 			}
 			continue
 		case job == nil:
-			sleep(ctx, d.untilDue(ctx), d.jobsWake)
+			p.sleep(ctx, d.untilDue(ctx), d.jobsWake)
 			continue
 		}
 		atOnce.Add(1)

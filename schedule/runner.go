@@ -26,6 +26,10 @@ type Runner struct {
 	fire func(Tick)
 	wake chan struct{}
 
+	// Idle, if not nil, is called before each wait, and what it returns after it.
+	// It must not change while Run runs.
+	Idle func() (resume func())
+
 	mu      sync.Mutex
 	waiting dueHeap
 	byGroup map[string]*entry
@@ -109,11 +113,16 @@ func (r *Runner) Run(ctx context.Context) {
 			continue
 		}
 		timer.Reset(wait)
+		resume := func() {}
+		if r.Idle != nil {
+			resume = r.Idle()
+		}
 		select {
 		case <-ctx.Done():
 		case <-r.wake:
 		case <-timer.C:
 		}
+		resume()
 	}
 }
 

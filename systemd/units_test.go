@@ -1,9 +1,11 @@
 package systemd_test
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -32,7 +34,7 @@ func TestUnit(t *testing.T) {
 		}
 	}
 	want := map[string][]string{
-		"[Unit]": {"StartLimitIntervalSec=0"},
+		"[Unit]": {"StartLimitIntervalSec=0", "OnFailure=byokd-alarm@%n.service"},
 		"[Service]": {
 			"Type=notify", "ExecStart=/usr/bin/byokd", "ExecReload=/bin/kill -HUP $MAINPID", "User=byokd", "Group=byokd", "UMask=0077",
 			"StateDirectory=byokd", "RuntimeDirectory=byokd", "RuntimeDirectoryMode=0750", "RuntimeDirectoryPreserve=yes",
@@ -60,16 +62,67 @@ func find(t *testing.T, program string) string {
 	return path
 }
 
-func TestUnitVerifies(t *testing.T) {
-	analyze := find(t, "systemd-analyze")
-	// The program is not installed where the tests run.
-	unit := filepath.Join(t.TempDir(), "byokd.service")
-	if err := os.WriteFile(unit, []byte(strings.Replace(readUnit(t), "/usr/bin/byokd", "/bin/true", 1)), 0o600); err != nil {
-		t.Fatal(err)
+// install copies all units into a folder, with drop-ins for byokd.service, and
+// returns the paths of the units. The programs that they name are not installed
+// where the tests run.
+func install(t *testing.T, dropIns ...string) (units []string) {
+	t.Helper()
+	dir := t.TempDir()
+	copied := func(from, to string) {
+		t.Helper()
+		b, err := os.ReadFile(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := regexp.MustCompile(`/usr/bin/byok(d|ctl)|/etc/byokd/alarm`).ReplaceAllString(string(b), "/bin/true")
+		if err := errors.Join(os.MkdirAll(filepath.Dir(to), 0o700), os.WriteFile(to, []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
 	}
-	output, err := exec.Command(analyze, "verify", "--man=no", unit).CombinedOutput()
-	if err != nil || len(output) > 0 {
-		t.Errorf("systemd-analyze verify: %v\n%s", err, output)
+	for _, pattern := range []string{"*.service", "*.timer"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			units = append(units, filepath.Join(dir, file))
+			copied(file, filepath.Join(dir, file))
+		}
+	}
+	for _, file := range dropIns {
+		copied(file, filepath.Join(dir, "byokd.service.d", filepath.Base(file)))
+	}
+	return units
+}
+
+func TestUnitsVerify(t *testing.T) {
+	analyze := find(t, "systemd-analyze")
+	dropIns, err := filepath.Glob("../docs/examples/byokd.service.d/*.conf")
+	if err != nil || len(dropIns) == 0 {
+		t.Fatalf("no drop-ins among the examples (%v)", err)
+	}
+	verify := func(t *testing.T, dropIns ...string) {
+		units := install(t, dropIns...)
+		if len(units) != 4 {
+			t.Fatalf("units: %v, want four", units)
+		}
+		output, err := exec.Command(analyze, append([]string{"verify", "--man=no"}, units...)...).CombinedOutput()
+		if err != nil || len(output) > 0 {
+			t.Errorf("systemd-analyze verify: %v\n%s", err, output)
+		}
+	}
+	t.Run("units", func(t *testing.T) { verify(t) })
+	for _, file := range dropIns {
+		t.Run(filepath.Base(file), func(t *testing.T) { verify(t, file) })
+	}
+}
+
+// The sandbox: exposure 1.5 or better, which is 15 of systemd-analyze's hundred.
+func TestUnitIsTight(t *testing.T) {
+	analyze := find(t, "systemd-analyze")
+	output, err := exec.Command(analyze, "security", "--offline=true", "--no-pager", "--threshold=15", "byokd.service").CombinedOutput()
+	if err != nil {
+		t.Errorf("systemd-analyze security: %v\n%s", err, output)
 	}
 }
 

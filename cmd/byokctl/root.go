@@ -23,6 +23,9 @@ const (
 	defaultSocket = "/run/byokd/control.sock"
 )
 
+// extra are the commands that builds with other tags have.
+var extra []func(*tool) *cobra.Command
+
 // A tool is one run of byokctl.
 type tool struct {
 	in          io.Reader
@@ -64,7 +67,7 @@ Exit status: 0 done; 1 it failed; 2 usage, configuration, unknown group or job;
 	root.SetVersionTemplate("byokctl {{.Version}}\n")
 	root.PersistentFlags().StringVar(&t.config, "config", envOr("BYOKD_CONFIG", defaultConfig), "read the daemon's configuration in `FILE`, not $BYOKD_CONFIG")
 	root.PersistentFlags().StringVar(&t.socket, "socket", os.Getenv("BYOKD_SOCKET"), "reach the daemon at `PATH`, not $BYOKD_SOCKET, nor in its runtime_dir")
-	for _, c := range []*cobra.Command{
+	commands := []*cobra.Command{
 		t.initCommand(),
 		t.recoverCommand(),
 		t.checkCommand(),
@@ -81,7 +84,11 @@ Exit status: 0 done; 1 it failed; 2 usage, configuration, unknown group or job;
 		t.firewallCommand(),
 		t.newCommand(),
 		t.versionCommand(),
-	} {
+	}
+	for _, command := range extra {
+		commands = append(commands, command(t))
+	}
+	for _, c := range commands {
 		t.wrap(c)
 		root.AddCommand(c)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 
 	"byokd/daemon/control"
 
@@ -11,17 +12,26 @@ import (
 )
 
 func (t *tool) statusCommand() *cobra.Command {
+	check := false
 	c := &cobra.Command{
 		Use:   "status [GROUP...]",
 		Short: "Show the groups, worst first",
 		Long: `Show the groups, worst first: state, active generation and key, last and next
-rotation, expiry, problems; above them what is wrong with the daemon as a whole.`,
+rotation, expiry, problems; above them what is wrong with the daemon as a whole.
+
+With --check only what byokd cannot mend by itself is shown, and rotations that
+are overdue, and the exit status is 1 if there is any: for timers and monitoring.`,
 		ValidArgsFunction: t.completeGroups,
 		RunE: func(c *cobra.Command, groups []string) error {
+			if check {
+				return t.statusCheck(c.Context(), groups)
+			}
 			return t.status(c.Context(), groups)
 		},
 	}
 	t.jsonFlag(c)
+	c.Flags().BoolVar(&check, "check", false, "show only what needs a person, and exit with 1 if anything does")
+	c.MarkFlagsMutuallyExclusive("check", "json")
 	return c
 }
 
@@ -64,6 +74,61 @@ func (t *tool) status(ctx context.Context, names []string) error {
 		}
 	}
 	return table.print(t.out)
+}
+
+// statusCheck fails where a person must act. It prints nothing else.
+func (t *tool) statusCheck(ctx context.Context, names []string) error {
+	client, err := t.connect()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	groups, err := client.Status(ctx, names...)
+	if err != nil {
+		return err
+	}
+	daemon, err := client.Daemon(ctx)
+	if err != nil {
+		return err
+	}
+	found := alarms(daemon, groups)
+	for _, a := range found {
+		fmt.Fprintln(t.out, a)
+	}
+	if len(found) > 0 {
+		return failed("%d of these need a person", len(found)).hint("byokctl status, which shows all of it")
+	}
+	return nil
+}
+
+// alarms returns what byokd cannot mend by itself. What it can, such as a network
+// that is away, is in here once it has made a rotation overdue.
+func alarms(d control.DaemonStatus, groups []control.GroupStatus) []string {
+	var found []string
+	for _, h := range d.HSMs {
+		if h.LoginBlocked != "" {
+			found = append(found, fmt.Sprintf("HSM %s: no login: %s", h.Name, h.LoginBlocked))
+		}
+	}
+	if !d.LastReload.OK {
+		found = append(found, fmt.Sprintf("byokd.toml could not be reloaded: %s", d.LastReload.Error))
+	}
+	for _, g := range groups {
+		if g.State == control.GroupExpired {
+			found = append(found, fmt.Sprintf("%s: expired: the active key's material was valid to %s", g.Group, minute(g.Active.ValidTo)))
+		}
+		for _, p := range g.Problems {
+			switch p.Code {
+			case "invalid", "overdue", "discarded", "event-parked", "database":
+			default:
+				if !strings.HasPrefix(p.Code, "waiting-") {
+					continue
+				}
+			}
+			found = append(found, fmt.Sprintf("%s: %s: %s", g.Group, p.Code, p.Message))
+		}
+	}
+	return found
 }
 
 // notes returns what a person should know of the daemon as a whole.

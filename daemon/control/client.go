@@ -44,6 +44,9 @@ func NewClient(path string) *Client {
 // Close closes idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
+// Ping returns nil if a daemon answers.
+func (c *Client) Ping(ctx context.Context) error { return c.get(ctx, "/v1/ping", nil, &struct{}{}) }
+
 // Status returns the named groups, or all for none, worst first.
 func (c *Client) Status(ctx context.Context, groups ...string) (status []GroupStatus, err error) {
 	err = c.get(ctx, "/v1/status", url.Values{"group": groups}, &status)

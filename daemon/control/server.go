@@ -87,6 +87,7 @@ func (s *Server) handler(stop context.Context) http.Handler {
 	handle(http.MethodGet, "/v1/hsm", s.hsm)
 	handle(http.MethodPost, "/v1/hsm/login", s.login)
 	handle(http.MethodGet, "/v1/daemon", s.daemon)
+	handle(http.MethodGet, "/v1/ping", func(*request) (any, error) { return struct{}{}, nil })
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusNotFound, &Error{Usage, "byokd has no resource " + strconv.Quote(r.URL.Path) + "; is byokctl of another version?"})
 	})

@@ -1,0 +1,75 @@
+package main_test
+
+import (
+	"net"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Each of byokd's loops, stuck: byokd says so and no longer feeds the watchdog,
+// whose signal ends it with the status of a panic.
+func TestStuckLoop(t *testing.T) {
+	for _, loop := range []string{"clock", "control", "definitions", "events", "expiry", "groups", "hooks", "housekeeping", "jobs", "keys",
+		"reloads", "requests", "schedules", "upkeep"} {
+		t.Run(loop, func(t *testing.T) {
+			t.Parallel()
+			m := newMachine(t)
+			notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(m.dir, "notify"), Net: "unixgram"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Read all the time, as systemd does: byokd waits while the socket is full.
+			states := make(chan string, 1000)
+			go func() {
+				defer close(states)
+				for b := make([]byte, 64<<10); ; {
+					n, err := notify.Read(b)
+					if err != nil {
+						return
+					}
+					states <- string(b[:n])
+				}
+			}()
+			t.Cleanup(func() { notify.Close() })
+			const watchdog = time.Second
+			m.start("BYOKD_STUCK="+loop, "NOTIFY_SOCKET="+m.path("notify"), "WATCHDOG_USEC=1000000")
+			for <-states != "READY=1" {
+			}
+			// Something to do for every loop.
+			m.group("payments", "")
+			m.write("run/requests/rotate.nobody", "")
+			m.cmd.Process.Signal(syscall.SIGHUP)
+			m.until("byokd says that it is stuck", func() bool {
+				for line := range strings.Lines(m.log.String()) {
+					if strings.Contains(line, "a part of byokd is stuck") && strings.Contains(line, loop) {
+						return true
+					}
+				}
+				return false
+			})
+			// As systemd does: nothing heard for that long, and it is killed.
+			m.until("byokd is silent", func() bool {
+				silent := time.After(watchdog)
+				for {
+					select {
+					case state := <-states:
+						if state == "WATCHDOG=1" {
+							return false
+						}
+					case <-silent:
+						return true
+					}
+				}
+			})
+			if status := m.stop(syscall.SIGABRT); status != 2 {
+				t.Errorf("exit status %d, want 2", status)
+			}
+			if !strings.Contains(m.log.String(), "stuckIn") {
+				t.Errorf("the log does not show where it is stuck")
+			}
+		})
+	}
+}
