@@ -21,6 +21,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/eventbridge"
+	"github.com/miekg/pkcs11"
 
 	"byokd/cloud/awssim"
 	"byokd/daemon"
@@ -511,6 +512,48 @@ func TestCredentialsGoneAndBack(t *testing.T) {
 	w.untilGeneration("payments", 2) // the file's change is enough
 	w.until("all events are on the bus", func() bool { return w.pending() == 0 })
 	w.checkKeys(map[string]int{"payments": 2})
+	w.checkEvents(true)
+}
+
+// The HSM closes sessions, forgets the login, fails or is full in the middle of
+// rotations: what can be mended at once is, within the attempt; one key comes of
+// each rotation.
+func TestHSMFailsUnderRotations(t *testing.T) {
+	w := newWorld(t)
+	faults := hsmtest.NewFaults()
+	w.hsm = []hsm.Option{hsm.WithLibrary(faults.Wrap), hsm.WithReinitEvery(0)}
+	w.group("payments", every, "")
+	w.start()
+	w.untilGeneration("payments", 1)
+	generation := 1
+	for _, c := range []struct {
+		op       string
+		code     uint
+		done     bool // the token does what it is asked for all the same
+		attempts int
+	}{
+		{"C_WrapKey", pkcs11.CKR_SESSION_HANDLE_INVALID, false, 1},
+		{"C_FindObjectsInit", pkcs11.CKR_SESSION_CLOSED, false, 1},
+		{"C_WrapKey", pkcs11.CKR_USER_NOT_LOGGED_IN, false, 1},
+		{"C_WrapKey", pkcs11.CKR_DEVICE_ERROR, false, 1},
+		{"C_GenerateKey", pkcs11.CKR_DEVICE_ERROR, true, 1},
+		{"C_GenerateKey", pkcs11.CKR_DEVICE_REMOVED, false, 1},
+		{"C_GenerateKey", pkcs11.CKR_DEVICE_MEMORY, false, 2},
+	} {
+		if c.done {
+			faults.Lose(c.op, c.code, 1)
+		} else {
+			faults.Fail(c.op, c.code, 1)
+		}
+		job := w.rotated("payments")
+		generation++
+		if job.State != control.JobCompleted || job.Attempt != c.attempts || w.generation("payments") != generation {
+			t.Errorf("%s, %v: the job is %s after %d attempts, want %d: %s", c.op, pkcs11.Error(c.code), job.State, job.Attempt, c.attempts, job.Error)
+		}
+	}
+	faults.Set(nil)
+	w.until("all events are on the bus", func() bool { return w.pending() == 0 })
+	w.checkKeys(map[string]int{"payments": generation})
 	w.checkEvents(true)
 }
 

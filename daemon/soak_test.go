@@ -15,9 +15,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/miekg/pkcs11"
+
 	"byokd/cloud/awssim"
 	"byokd/daemon/control"
 	"byokd/daemon/lifecycle"
+	"byokd/hsm"
+	"byokd/hsm/hsmtest"
 	"byokd/schedule"
 )
 
@@ -44,7 +48,10 @@ type soak struct {
 	chance *rand.Rand
 	armed  bool
 	denied string // an operation that is denied for now
+	away   bool   // the HSM
 	tally  map[string]int
+
+	disk bool // the database has a file system of its own, which can be filled
 }
 
 func (s *soak) count(what string) {
@@ -107,10 +114,67 @@ func (s *soak) afterRequest(r awssim.Request) *awssim.Fault {
 	return nil
 }
 
+// hsmCall decides what goes wrong with a call into the HSM. Logins do not fail: two
+// without a result in a row wait for a person.
+func (s *soak) hsmCall(op string, _ int) (apply bool, code uint) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	const ok = pkcs11.CKR_OK
+	switch {
+	case !s.armed, op == "C_Login", op == "C_Logout", op == "C_Finalize", op == "C_CloseSession":
+		return true, ok
+	case s.away:
+		s.tally["HSM call while it is away"]++
+		return false, pkcs11.CKR_DEVICE_REMOVED
+	}
+	faults := []uint{pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_GENERAL_ERROR}
+	n := 400
+	switch op {
+	case "C_Initialize", "C_GetInfo", "C_GetSlotList", "C_GetTokenInfo", "C_OpenSession":
+		faults = faults[2:]
+	case "C_GenerateKey":
+		faults, n = append(faults, pkcs11.CKR_DEVICE_MEMORY, pkcs11.CKR_USER_NOT_LOGGED_IN), 20
+	case "C_WrapKey", "C_DestroyObject":
+		faults, n = append(faults, pkcs11.CKR_USER_NOT_LOGGED_IN), 50
+	}
+	if s.chance.IntN(n) != 0 {
+		return true, ok
+	}
+	code = faults[s.chance.IntN(len(faults))]
+	if apply = op == "C_GenerateKey" && code != pkcs11.CKR_DEVICE_MEMORY && s.chance.IntN(2) == 0; apply {
+		s.tally["HSM fault: C_GenerateKey done, and "+pkcs11.Error(code).Error()]++
+	} else {
+		s.tally["HSM fault: "+pkcs11.Error(code).Error()]++
+	}
+	return apply, code
+}
+
 func (s *soak) arm(on bool, denied string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.armed, s.denied = on, denied
+	s.armed, s.denied, s.away = on, denied, false
+}
+
+// unplug takes the HSM away until arm is called.
+func (s *soak) unplug() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.away = true
+	s.tally["times that the HSM was away"]++
+}
+
+// fillDisk has the database's disk full for some hours in which work comes.
+func (s *soak) fillDisk(g *soakGroup) {
+	s.t.Helper()
+	s.count("times that the disk was full")
+	s.fill()
+	s.client.Rotate(s.t.Context(), []string{g.name}, false) // which may be refused
+	for range 1 + s.rand.IntN(30) {
+		s.forward(time.Hour)
+		s.rests()
+	}
+	s.empty()
+	s.until("the database is written again", func() bool { return s.problem(g.name, "database") == "" })
 }
 
 // define writes a group's file.
@@ -210,7 +274,14 @@ func (s *soak) due() string {
 // act does something that happens in the life of a byokd.
 func (s *soak) act() {
 	g := s.groups[s.rand.IntN(len(s.groups))]
-	switch s.rand.IntN(12) {
+	switch s.rand.IntN(14) {
+	case 12:
+		s.unplug()
+	case 13:
+		// Seldom: byokd looks for room again up to half a minute of real time later.
+		if s.disk && s.rand.IntN(4) == 0 {
+			s.fillDisk(g)
+		}
 	case 0, 1:
 		s.count("restarts")
 		s.restart()
@@ -289,6 +360,14 @@ func TestSoak(t *testing.T) {
 	w.aws = httptest.NewServer(w.sim)
 	t.Cleanup(w.aws.Close)
 	w.configure("")
+	faults := hsmtest.NewFaults()
+	faults.Set(s.hsmCall)
+	w.hsm = []hsm.Option{hsm.WithLibrary(faults.Wrap), hsm.WithReinitEvery(20 * time.Millisecond)}
+	if s.disk = os.Geteuid() == 0; s.disk {
+		w.mountState(64 << 20)
+	} else {
+		t.Log("the disk with the database does not get full here: that needs root")
+	}
 	berlin, err := time.LoadLocation("Europe/Berlin")
 	if err != nil {
 		t.Fatal(err)

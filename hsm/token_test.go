@@ -72,7 +72,111 @@ func TestOpenCryptoki(t *testing.T) {
 		if !errorIs(err, hsm.ErrLoginRefused, hsm.Operator) || errors.Is(err, hsm.ErrPINIncorrect) {
 			t.Errorf("the last try was not spared: %v", err)
 		}
+
+		// A person who insists locks it; from then on not even the right PIN is tried
+		// unasked.
+		var logins loginLog
+		cfg.Logins = &logins
+		if err := ms.Token(cfg).Connect(t.Context()); hsm.ClassOf(err) != hsm.Operator || hsm.WaitingFor(err) != "pin" {
+			t.Errorf("the last wrong PIN: %v", err)
+		}
+		cfg = config(tok)
+		if err := ms.Token(cfg).Connect(t.Context()); !errorIs(err, hsm.ErrLoginRefused, hsm.Operator) {
+			t.Errorf("the right PIN, when the token is locked: %v", err)
+		}
+		logins.take()
+		cfg.Logins = &logins
+		err = ms.Token(cfg).Connect(t.Context())
+		if hsm.ClassOf(err) != hsm.Operator || hsm.WaitingFor(err) != "pin" || !errors.Is(err, pkcs11.Error(pkcs11.CKR_PIN_LOCKED)) {
+			t.Errorf("the right PIN, asked for: %v", err)
+		}
+		checkLogins(t, &logins, "before {CountLow:false FinalTry:false Locked:true}", "after CKR_PIN_LOCKED")
 	})
+}
+
+// A token that is really full says so, loses nothing, and takes keys again when
+// there is room. openCryptoki's has room for so many objects, by its MAX_TOK_OBJS.
+func TestOpenCryptokiFull(t *testing.T) {
+	const room = 2048
+	hsmtest.OpenCryptoki(t, func(tok *hsmtest.Token) {
+		token := newModules(t).Token(config(tok))
+		ref := mustGenerate(t, token, "byokd/x/1")
+		lib := pkcs11.New(tok.Module) // byokd's token keeps the module initialised and logged in
+		slots, err := lib.GetSlotList(true)
+		if err != nil || len(slots) != 1 {
+			t.Fatal(slots, err)
+		}
+		session, err := lib.OpenSession(slots[0], pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var fillers []pkcs11.ObjectHandle
+		for err == nil && len(fillers) <= room {
+			var key pkcs11.ObjectHandle
+			key, err = lib.GenerateKey(session, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_GEN, nil)}, []*pkcs11.Attribute{
+				pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, true),
+				pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, 32), pkcs11.NewAttribute(pkcs11.CKA_LABEL, "filler")})
+			if err == nil {
+				fillers = append(fillers, key)
+			}
+		}
+		t.Logf("the token is full with %d objects: %v", len(fillers)+1, err)
+		if err == nil {
+			t.Fatal("the token does not get full")
+		}
+
+		second := newKey("byokd/x/2")
+		err = token.GenerateAES(t.Context(), second)
+		if hsm.ClassOf(err) != hsm.Transient || !strings.Contains(err.Error(), "full") {
+			t.Errorf("%s: %v", hsm.ClassOf(err), err)
+		}
+		checkWrap(t, token, ref, 2048)
+		checkList(t, token, "byokd/x/", ref)
+
+		if err := lib.DestroyObject(session, fillers[0]); err != nil {
+			t.Fatal(err)
+		}
+		if err := token.GenerateAES(t.Context(), second); err != nil {
+			t.Fatal(err)
+		}
+		checkWrap(t, token, second, 2048)
+	})
+}
+
+// SoftHSM keeps each object in a file, and the disk with them is full.
+func TestSoftHSMFull(t *testing.T) {
+	tok := hsmtest.NewSoftHSM(t)
+	dir := hsmtest.SmallDisk(t, tok, 64<<10)
+	token := newModules(t, hsm.WithReinitEvery(0)).Token(config(tok))
+	ref := mustGenerate(t, token, "byokd/x/1")
+	filler, err := os.Create(filepath.Join(dir, "filler"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = filler.Write(make([]byte, 512))
+	}
+	filler.Close()
+	second := newKey("byokd/x/2")
+	err = token.GenerateAES(t.Context(), second)
+	t.Logf("%s: %v", hsm.ClassOf(err), err)
+	if c := hsm.ClassOf(err); c != hsm.Transient && c != hsm.Unknown {
+		t.Errorf("%s: %v", c, err)
+	}
+	if err := os.Remove(filler.Name()); err != nil {
+		t.Fatal(err)
+	}
+	if err := token.Find(t.Context(), second); errors.Is(err, hsm.ErrKeyNotFound) {
+		err = token.GenerateAES(t.Context(), second)
+		if err != nil {
+			t.Fatal(err)
+		}
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	checkWrap(t, token, ref, 2048)
+	checkWrap(t, token, second, 2048)
+	checkList(t, token, "byokd/x/", ref, second)
 }
 
 func TestForcedAlgorithmIsProvenToo(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -62,4 +63,31 @@ func SetupSoftHSM(dir, label string) (*Token, error) {
 		return nil, err
 	}
 	return tok, nil
+}
+
+// SmallDisk gives the files of a SoftHSM token a file system of their own, of so
+// many bytes, until the test ends, and returns where it is. That needs root; the
+// test is skipped without it.
+func SmallDisk(t testing.TB, tok *Token, size int) (dir string) {
+	t.Helper()
+	dir = filepath.Join(filepath.Dir(tok.Conf), "tokens")
+	aside := dir + ".aside"
+	if err := os.Rename(dir, aside); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d,mode=0700", size)); err != nil {
+		missing(t, fmt.Sprintf("root, to mount a small file system: %v", err))
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
+			t.Errorf("unmount %s: %v", dir, err)
+		}
+	})
+	if err := os.CopyFS(dir, os.DirFS(aside)); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
