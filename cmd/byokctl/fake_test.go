@@ -15,6 +15,7 @@ type scenario struct {
 	Groups        []control.GroupStatus
 	Keys          map[string][]control.Key
 	Timelines     []control.Timeline
+	Plans         []control.Plan
 	Events        []control.Event
 	Audit         []control.AuditEntry
 	Jobs          []control.Job
@@ -93,6 +94,17 @@ func (f *fake) Timeline(_ context.Context, groups []string) ([]control.Timeline,
 	}
 	return slices.DeleteFunc(slices.Clone(f.scenario.Timelines), func(t control.Timeline) bool {
 		return len(groups) > 0 && !slices.Contains(groups, t.Group)
+	}), nil
+}
+
+func (f *fake) Plan(_ context.Context, groups []string, rotate bool) ([]control.Plan, error) {
+	for _, g := range groups {
+		if err := f.has(g); err != nil {
+			return nil, err
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(f.scenario.Plans), func(p control.Plan) bool {
+		return len(groups) > 0 && !slices.Contains(groups, p.Group)
 	}), nil
 }
 

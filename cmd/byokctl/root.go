@@ -73,6 +73,7 @@ Exit status: 0 done; 1 it failed; 2 usage, configuration, unknown group or job;
 		t.checkCommand(),
 		t.statusCommand(),
 		t.keysCommand(),
+		t.planCommand(),
 		t.rotateCommand(),
 		t.syncCommand(),
 		t.jobsCommand(),

@@ -10,12 +10,13 @@ import (
 )
 
 func (t *tool) rotateCommand() *cobra.Command {
-	var all, yes, wait bool
+	var all, yes, wait, dry bool
 	c := &cobra.Command{
 		Use:   "rotate {GROUP... | --all}",
 		Short: "Rotate groups now",
 		Long: `Rotate groups now, whatever their schedule says, and print the IDs of the jobs.
-Where a rotation of a group is open already, that is the job.`,
+Where a rotation of a group is open already, that is the job. With --dry-run, print
+what it would do, as byokctl plan does, and do nothing.`,
 		Args: func(_ *cobra.Command, groups []string) error {
 			switch {
 			case all && len(groups) > 0:
@@ -33,6 +34,9 @@ Where a rotation of a group is open already, that is the job.`,
 				return err
 			}
 			defer client.Close()
+			if dry {
+				return t.plan(ctx, client, groups, true)
+			}
 			if all && !yes {
 				if err := t.confirmAll(ctx, client); err != nil {
 					return err
@@ -47,6 +51,7 @@ Where a rotation of a group is open already, that is the job.`,
 	}
 	c.Flags().BoolVar(&all, "all", false, "rotate all groups")
 	c.Flags().BoolVar(&yes, "yes", false, "do not ask before --all")
+	c.Flags().BoolVar(&dry, "dry-run", false, "print what would be done, and do nothing")
 	waitFlag(c, &wait)
 	t.jsonFlag(c)
 	return c

@@ -83,6 +83,17 @@ func (c *Client) Timeline(ctx context.Context, groups ...string) (timelines []Ti
 	return timelines, err
 }
 
+// Plan returns what byokd will do with the named groups, or with all for none, by
+// name; with rotate, what a rotation at once would do.
+func (c *Client) Plan(ctx context.Context, rotate bool, groups ...string) (plans []Plan, err error) {
+	q := url.Values{"group": groups}
+	if rotate {
+		q.Set("rotate", "1")
+	}
+	err = c.get(ctx, "/v1/plan", q, &plans)
+	return plans, err
+}
+
 // Events returns the events that the filter chooses, newest first.
 func (c *Client) Events(ctx context.Context, filter EventFilter) (events []Event, err error) {
 	err = c.get(ctx, "/v1/events", query(filter.Limit, "group", filter.Group, "state", filter.State), &events)

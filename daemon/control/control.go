@@ -11,6 +11,7 @@
 //	GET  /v1/status?group=G…                     []GroupStatus, worst first
 //	GET  /v1/groups/G/keys                       []Key
 //	GET  /v1/timeline?group=G…                   []Timeline, worst first
+//	GET  /v1/plan?group=G…&rotate=1             []Plan, by name
 //	GET  /v1/events?group=G&state=S&limit=N      []Event, newest first
 //	GET  /v1/audit?group=G&job=ID&limit=N        []AuditEntry, newest first
 //	GET  /v1/jobs?group=G&state=S&limit=N        []JobSummary, newest first
@@ -60,6 +61,12 @@ type Backend interface {
 	// Timeline returns the generations over time of the named groups, or of all
 	// for none. [UnknownGroup]. The Server puts the groups in order.
 	Timeline(ctx context.Context, groups []string) ([]Timeline, error)
+
+	// Plan returns what byokd will do with the named groups, or with all for
+	// none, by name; with rotate, what a rotation at once would do. It asks AWS
+	// for nothing but the grants of the keys that aliases would leave, and only
+	// with rotate. [UnknownGroup].
+	Plan(ctx context.Context, groups []string, rotate bool) ([]Plan, error)
 
 	// Events returns the events that byokd emitted, newest first. [UnknownGroup].
 	Events(ctx context.Context, filter EventFilter) ([]Event, error)
@@ -284,6 +291,36 @@ type Period struct {
 	MaterialDeletedAt Time   `json:"material_deleted_at"`
 	DeletionDate      Time   `json:"deletion_date"` // of the KMS key
 	ValidTo           Time   `json:"valid_to"`      // null: does not expire
+}
+
+// A Plan is what byokd will do with a group, as far as it can be told now.
+type Plan struct {
+	Group   string       `json:"group"`
+	Account String       `json:"account"`
+	Region  String       `json:"region"`
+	Actions List[Action] `json:"actions"` // by time
+
+	// What the group's KMS keys cost a month, in US dollars, now and when the
+	// actions are done: AWS's list price.
+	CostNow  float64 `json:"cost_now"`
+	CostThen float64 `json:"cost_then"`
+
+	// WaitsForQuota is how many of the actions need GetParametersForImport,
+	// which the account and Region allow QuotaPerSecond times a second.
+	WaitsForQuota  int     `json:"waits_for_quota"`
+	QuotaPerSecond float64 `json:"quota_per_second"`
+
+	Notes List[string] `json:"notes"` // what a person should know beforehand
+}
+
+// An Action is one thing that byokd will do.
+type Action struct {
+	At         Time         `json:"at"`   // when it is due; past: as soon as it can be done
+	Kind       string       `json:"kind"` // as of the job
+	Generation int          `json:"generation"`
+	KeyID      String       `json:"key_id"` // null: a fresh KMS key
+	Message    string       `json:"message"`
+	Calls      List[string] `json:"calls"` // to HSM and AWS, that change something or count, in order
 }
 
 // An Event is one that byokd emitted, with what became of it.

@@ -30,6 +30,7 @@ type fake struct {
 	keys   []control.Key
 	jobs   []control.JobSummary
 	times  []control.Timeline
+	plans  []control.Plan
 	events []control.Event
 	trail  []control.AuditEntry
 	job    control.Job
@@ -65,6 +66,11 @@ func (f *fake) Keys(_ context.Context, group string) ([]control.Key, error) {
 func (f *fake) Timeline(_ context.Context, groups []string) ([]control.Timeline, error) {
 	f.called("", "timeline %q", groups)
 	return f.times, f.err
+}
+
+func (f *fake) Plan(_ context.Context, groups []string, rotate bool) ([]control.Plan, error) {
+	f.called("", "plan %q %v", groups, rotate)
+	return f.plans, f.err
 }
 
 func (f *fake) Events(_ context.Context, filter control.EventFilter) ([]control.Event, error) {
@@ -214,6 +220,8 @@ var (
 		Generations: []control.Period{{Generation: 1, State: "previous", KeyID: "k", MadeAt: control.At(at), ActiveFrom: control.At(at),
 			ActiveTo: control.At(at), DisabledAt: control.At(at), MaterialDeletedAt: control.At(at), DeletionDate: control.At(at), ValidTo: control.At(at)}},
 	}
+	samplePlan = control.Plan{Group: "payments", Account: "111122223333", Region: "eu-central-1", CostNow: 1, CostThen: 2, WaitsForQuota: 1,
+		QuotaPerSecond: 1, Notes: []string{"n"}, Actions: []control.Action{{At: control.At(at), Kind: "rotate", Generation: 2, KeyID: "k", Message: "m", Calls: []string{"kms:CreateKey"}}}}
 	sampleEvent = control.Event{
 		EventID: "e", Sequence: 7, Group: "payments", DetailType: "KMS Alias Moved", State: control.EventPending, OccurredAt: control.At(at),
 		JobID: "j", Region: "eu-central-1", Account: "111122223333", Resources: []string{"arn"}, Attempt: 2, NextAttempt: control.At(at),
@@ -228,7 +236,7 @@ var (
 func TestMethods(t *testing.T) {
 	f := &fake{
 		groups: []control.GroupStatus{sampleGroup}, keys: []control.Key{sampleKey}, jobs: []control.JobSummary{sample.JobSummary},
-		times: []control.Timeline{sampleTimeline}, events: []control.Event{sampleEvent}, trail: []control.AuditEntry{sampleAudit},
+		times: []control.Timeline{sampleTimeline}, plans: []control.Plan{samplePlan}, events: []control.Event{sampleEvent}, trail: []control.AuditEntry{sampleAudit},
 		job: sample, hsms: []control.HSMStatus{sampleHSM}, daemon: sampleDaemon,
 	}
 	c := client(t, f)
@@ -246,6 +254,7 @@ func TestMethods(t *testing.T) {
 		{`jobs {Group:g State:running Limit:7}`, func() (any, error) {
 			return c.Jobs(ctx, control.JobFilter{Group: "g", State: "running", Limit: 7})
 		}, f.jobs},
+		{`plan ["a"] true`, func() (any, error) { return c.Plan(ctx, true, "a") }, f.plans},
 		{`timeline ["a" "b"]`, func() (any, error) { return c.Timeline(ctx, "a", "b") }, f.times},
 		{`events {Group:g State:parked Limit:7}`, func() (any, error) {
 			return c.Events(ctx, control.EventFilter{Group: "g", State: "parked", Limit: 7})
@@ -304,6 +313,7 @@ func TestErrors(t *testing.T) {
 	ctx := t.Context()
 	methods := map[string]func() error{
 		"Status":   func() error { _, err := c.Status(ctx, "a"); return err },
+		"Plan":     func() error { _, err := c.Plan(ctx, false, "a"); return err },
 		"Timeline": func() error { _, err := c.Timeline(ctx, "a"); return err },
 		"Events":   func() error { _, err := c.Events(ctx, control.EventFilter{}); return err },
 		"Audit":    func() error { _, err := c.Audit(ctx, control.AuditFilter{}); return err },

@@ -76,6 +76,7 @@ func (s *Server) handler(stop context.Context) http.Handler {
 	handle(http.MethodGet, "/v1/status", s.status)
 	handle(http.MethodGet, "/v1/groups/{group}/keys", s.keys)
 	handle(http.MethodGet, "/v1/timeline", s.timeline)
+	handle(http.MethodGet, "/v1/plan", s.plan)
 	handle(http.MethodGet, "/v1/events", s.events)
 	handle(http.MethodGet, "/v1/audit", s.audit)
 	handle(http.MethodGet, "/v1/jobs", s.jobs)
@@ -221,6 +222,15 @@ func limit(q url.Values) (int, error) {
 		return 0, &Error{Usage, fmt.Sprintf("limit %q is not a number from 0", q.Get("limit"))}
 	}
 	return n, nil
+}
+
+func (s *Server) plan(r *request) (any, error) {
+	q, err := r.query("group", "rotate")
+	if err != nil {
+		return nil, err
+	}
+	plans, err := s.Backend.Plan(r.Context(), q["group"], q.Get("rotate") == "1")
+	return List[Plan](plans), err
 }
 
 func (s *Server) timeline(r *request) (any, error) {
