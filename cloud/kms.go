@@ -471,6 +471,15 @@ func (k *KMS) ScheduleDeletion(ctx context.Context, keyID string, days int) (tim
 	return aws.ToTime(out.DeletionDate), nil
 }
 
+// CancelDeletion cancels the key's deletion and leaves it disabled; ErrState
+// where none is scheduled.
+func (k *KMS) CancelDeletion(ctx context.Context, keyID string) error {
+	_, err := send(ctx, k.session, changes("CancelKeyDeletion", keyID), func(ctx context.Context) (*kms.CancelKeyDeletionOutput, error) {
+		return k.client.CancelKeyDeletion(ctx, &kms.CancelKeyDeletionInput{KeyId: &keyID})
+	})
+	return err
+}
+
 // LastUsage returns when the key last did a cryptographic operation: the zero
 // time where it never did. known is false where KMS has not recorded the whole
 // life of the key and nothing in what it has.

@@ -215,6 +215,10 @@ func (e engineKMS) ScheduleDeletion(ctx context.Context, keyID string, days int)
 	return date, awsFault(err)
 }
 
+func (e engineKMS) CancelDeletion(ctx context.Context, keyID string) error {
+	return awsFault(e.k.CancelDeletion(ctx, keyID))
+}
+
 func (e engineKMS) LastUsage(ctx context.Context, keyID string) (time.Time, bool, error) {
 	at, known, err := e.k.LastUsage(ctx, keyID)
 	return at, known, e.optional(err)

@@ -74,7 +74,7 @@ func controlJob(row jobstore.Job, joined bool) control.Job {
 		Trigger: row.Trigger, WaitingFor: control.String(row.WaitingFor), Joined: joined, CreatedAt: control.At(row.CreatedAt),
 		StartedAt: control.At(row.StartedAt), FinishedAt: control.At(row.FinishedAt), NextAttempt: control.At(row.NextAttempt),
 		Attempt: row.Attempt, Error: control.String(row.Error)}}
-	if row.Generation != 0 || row.Kind == string(lifecycle.Retire) {
+	if row.Generation != 0 || row.Kind == string(lifecycle.Retire) || row.Kind == string(lifecycle.Rollback) || row.Kind == string(lifecycle.Adopt) {
 		number := row.Generation
 		job.Generation = &number
 	}
@@ -305,6 +305,88 @@ func (d *Daemon) Sync(ctx context.Context, r control.SyncRequest, by string) (co
 		return control.Job{}, err
 	}
 	row, joined, err := d.enqueue(ctx, ask{kind: lifecycle.Synchronize, group: g.def, trigger: triggerControl,
+		key: "control:" + lifecycle.NewID(d.Now()), request: request, urgent: true, by: by})
+	if err != nil {
+		return control.Job{}, err
+	}
+	return controlJob(row, joined), nil
+}
+
+// Rollback asks for the alias to be pointed back.
+func (d *Daemon) Rollback(ctx context.Context, r control.RollbackRequest, by string) (control.Job, error) {
+	return d.askOf(ctx, r.Group, lifecycle.Rollback, lifecycle.Request{}, by, func(generations []lifecycle.Generation) (int, error) {
+		if r.To != nil {
+			if _, err := numbered(generations, r.Group, *r.To); err != nil {
+				return 0, err
+			}
+		}
+		for _, kind := range []lifecycle.Kind{lifecycle.Rotate, lifecycle.Rollback} {
+			open, err := d.openJobs(ctx, r.Group, kind)
+			if err != nil {
+				return 0, err
+			}
+			if len(open) > 0 {
+				return 0, controlError(control.Conflict, "%s job %s of group %s is open: let it end, or end it with `byokctl cancel %s`, then roll back", kind, open[0].ID, r.Group, open[0].ID)
+			}
+		}
+		g, err := lifecycle.RollbackTarget(generations, r.To, d.Now())
+		if err != nil {
+			return 0, controlError(control.Conflict, "%v", err)
+		}
+		return g.Number, nil
+	})
+}
+
+// Keep asks for the end of a generation's retirement, or for the end of that.
+func (d *Daemon) Keep(ctx context.Context, r control.KeepRequest, by string) (control.Job, error) {
+	request := lifecycle.Request{Retire: lifecycle.RetireKeep}
+	if r.Undo {
+		request.Retire = lifecycle.RetireRelease
+	}
+	return d.askOf(ctx, r.Group, lifecycle.Retire, request, by, func(generations []lifecycle.Generation) (int, error) {
+		g, err := numbered(generations, r.Group, r.Generation)
+		if err != nil {
+			return 0, err
+		}
+		if err := g.Keepable(d.Now()); err != nil {
+			return 0, controlError(control.Conflict, "%v", err)
+		}
+		return g.Number, nil
+	})
+}
+
+// numbered returns a group's generation of that number.
+func numbered(generations []lifecycle.Generation, group string, number int) (lifecycle.Generation, error) {
+	for _, g := range generations {
+		if g.Number == number {
+			return g, nil
+		}
+	}
+	return lifecycle.Generation{}, controlError(control.Usage, "group %s has no generation %d: see `byokctl keys %s`", group, number, group)
+}
+
+// askOf asks for a job about the generation that choose returns.
+func (d *Daemon) askOf(ctx context.Context, name string, kind lifecycle.Kind, request lifecycle.Request, by string,
+	choose func([]lifecycle.Generation) (int, error)) (control.Job, error) {
+	if err := d.mustBeDesignated(); err != nil {
+		return control.Job{}, err
+	}
+	d.loading.Lock()
+	defer d.loading.Unlock()
+	g, err := d.asked(name)
+	if err != nil {
+		return control.Job{}, err
+	}
+	generations, err := journal{d}.Generations(ctx, name)
+	if err != nil {
+		return control.Job{}, err
+	}
+	number, err := choose(generations)
+	if err != nil {
+		return control.Job{}, err
+	}
+	request.Generation = &number
+	row, joined, err := d.enqueue(ctx, ask{kind: kind, group: g.def, trigger: triggerControl,
 		key: "control:" + lifecycle.NewID(d.Now()), request: request, urgent: true, by: by})
 	if err != nil {
 		return control.Job{}, err

@@ -117,6 +117,12 @@ func operations(g *config.Group) []string {
 	if r.Mode != "alias" {
 		list = append(list, "kms:ListKeyRotations", "kms:RotateKeyOnDemand", "kms:GetKeyRotationStatus")
 	}
+	if r.SchedulePreviousDeletionAfter != nil { // byokctl keep
+		list = append(list, "kms:CancelKeyDeletion")
+		if !r.DisablePrevious {
+			list = append(list, "kms:EnableKey")
+		}
+	}
 	return list
 }
 

@@ -189,6 +189,11 @@ func (w *leastWorld) flow() {
 		{"disabling of the previous key", func() { w.later(25 * time.Hour) }, func() bool { return w.state(1) == "Disabled" }},
 		{"deletion of its key material", func() { w.later(4 * 24 * time.Hour) }, func() bool { return w.state(1) == "PendingImport" }},
 		{"its deletion", func() { w.later(8 * 24 * time.Hour) }, func() bool { return w.state(1) == "PendingDeletion" }},
+		{"the end of that", func() {
+			if _, err := w.client.Keep(w.t.Context(), control.KeepRequest{Group: "payments", Generation: 1}); err != nil {
+				w.t.Fatal(err)
+			}
+		}, func() bool { return w.state(1) == "PendingImport" }},
 		{"recovery of a lost database", func() { w.loseDatabase(); w.double(); w.start() },
 			func() bool { return w.generation("payments") == 2 && w.generation("named") == 2 }},
 		{"deletion of a double", func() {}, func() bool {

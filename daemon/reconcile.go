@@ -229,6 +229,12 @@ func (d *Daemon) decide(ctx context.Context, name string, found lifecycle.Findin
 	value := g.def.Rotation.Force
 	switch {
 	case len(found.Generations) > 0 && g.row.AppliedDigest == "":
+		if g.def.Rotation.Initial == "now" && found.Adopted {
+			// Said in so many words: with active_key_id the default is another.
+			if _, _, err := d.enqueue(ctx, ask{kind: lifecycle.Rotate, group: g.def, trigger: triggerInitial, key: "initial"}); err != nil {
+				return err
+			}
+		}
 		return d.takeAsApplied(ctx, g)
 	case found.Fresh() && value != "":
 		_, _, err := d.enqueue(ctx, ask{kind: lifecycle.Rotate, group: g.def, trigger: triggerInitial, key: forceKey(value)})

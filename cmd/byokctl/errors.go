@@ -82,7 +82,7 @@ func (t *tool) explain(err error, command string) (status int, try string) {
 		case control.NotDesignated:
 			return exitFailed, "the same on the designated device, or set designated = true in byokd.toml and reload byokd"
 		case control.Conflict:
-			return exitFailed, "byokctl job ID, which shows how the job stands"
+			return exitFailed, "byokctl jobs and byokctl keys, which show how things stand"
 		}
 		return exitFailed, "journalctl -u byokd, which may tell more"
 	}

@@ -224,6 +224,20 @@ func (f *fake) Sync(_ context.Context, r control.SyncRequest, _ string) (control
 	return f.of(r.Group)
 }
 
+func (f *fake) Rollback(_ context.Context, r control.RollbackRequest, _ string) (control.Job, error) {
+	if err := f.change("rollback %s to=%s", r.Group, number(r.To)); err != nil {
+		return control.Job{}, err
+	}
+	return f.of(r.Group)
+}
+
+func (f *fake) Keep(_ context.Context, r control.KeepRequest, _ string) (control.Job, error) {
+	if err := f.change("keep %s generation=%d undo=%t", r.Group, r.Generation, r.Undo); err != nil {
+		return control.Job{}, err
+	}
+	return f.of(r.Group)
+}
+
 func (f *fake) Retry(ctx context.Context, ids []string, all bool, _ string) ([]control.Job, error) {
 	f.note("retry %q all=%t", ids, all)
 	var jobs []control.Job

@@ -76,6 +76,8 @@ Exit status: 0 done; 1 it failed; 2 usage, configuration, unknown group or job;
 		t.planCommand(),
 		t.rotateCommand(),
 		t.syncCommand(),
+		t.rollbackCommand(),
+		t.keepCommand(),
 		t.jobsCommand(),
 		t.jobCommand(),
 		t.retryCommand(),

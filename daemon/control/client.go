@@ -150,6 +150,18 @@ func (c *Client) Sync(ctx context.Context, request SyncRequest) (job Job, err er
 	return job, err
 }
 
+// Rollback asks for the alias of a group to be pointed back and returns the job.
+func (c *Client) Rollback(ctx context.Context, request RollbackRequest) (job Job, err error) {
+	err = c.post(ctx, "/v1/rollback", request, &job)
+	return job, err
+}
+
+// Keep asks for the end of a generation's retirement and returns the job.
+func (c *Client) Keep(ctx context.Context, request KeepRequest) (job Job, err error) {
+	err = c.post(ctx, "/v1/keep", request, &job)
+	return job, err
+}
+
 // Retry makes retryable jobs run now: those named, or all of them with all set.
 // It returns those that it changed.
 func (c *Client) Retry(ctx context.Context, ids []string, all bool) (jobs []Job, err error) {

@@ -98,6 +98,17 @@ type Backend interface {
 	// generation or key that the group does not have.
 	Sync(ctx context.Context, request SyncRequest, by string) (Job, error)
 
+	// Rollback asks for the alias to be pointed back. [UnknownGroup],
+	// [NotDesignated], [Usage] for a generation that there is not, and [Conflict]
+	// for one that it cannot be pointed at and while a rotation or roll back of the
+	// group is open.
+	Rollback(ctx context.Context, request RollbackRequest, by string) (Job, error)
+
+	// Keep asks for the end of a generation's retirement. [UnknownGroup],
+	// [NotDesignated], [Usage] for a generation that there is not, and [Conflict]
+	// for one that cannot be kept.
+	Keep(ctx context.Context, request KeepRequest, by string) (Job, error)
+
 	// Retry makes retryable jobs run now: those named, or all of them; it
 	// returns those that it changed. [UnknownJob], and [Conflict] for a named
 	// job that is not retryable.
@@ -490,6 +501,20 @@ func (r *SyncRequest) Check() error {
 		r.ImportMaterial = false
 	}
 	return nil
+}
+
+// A RollbackRequest asks for the alias of a group to be pointed back.
+type RollbackRequest struct {
+	Group string `json:"group"`
+	To    *int   `json:"to"` // a generation; null: the one before the active one
+}
+
+// A KeepRequest asks that a generation be kept from retirement, or with Undo that
+// it be retired again as the definition says.
+type KeepRequest struct {
+	Group      string `json:"group"`
+	Generation int    `json:"generation"`
+	Undo       bool   `json:"undo"`
 }
 
 // An HSMStatus is one token as `byokctl hsm` shows it.

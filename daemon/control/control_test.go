@@ -115,6 +115,20 @@ func (f *fake) Sync(_ context.Context, r control.SyncRequest, by string) (contro
 	return f.job, f.err
 }
 
+func (f *fake) Rollback(_ context.Context, r control.RollbackRequest, by string) (control.Job, error) {
+	to := "before"
+	if r.To != nil {
+		to = fmt.Sprint(*r.To)
+	}
+	f.called(by, "rollback %q %s", r.Group, to)
+	return f.job, f.err
+}
+
+func (f *fake) Keep(_ context.Context, r control.KeepRequest, by string) (control.Job, error) {
+	f.called(by, "keep %q %d undo=%t", r.Group, r.Generation, r.Undo)
+	return f.job, f.err
+}
+
 func (f *fake) Retry(_ context.Context, ids []string, all bool, by string) ([]control.Job, error) {
 	f.called(by, "retry %q %t", ids, all)
 	return []control.Job{f.job}, f.err
@@ -274,6 +288,9 @@ func TestMethods(t *testing.T) {
 		{`sync "a" active "k" import=false policy=false delete=false`, func() (any, error) {
 			return c.Sync(ctx, control.SyncRequest{Group: "a", KeyID: "k"})
 		}, sample},
+		{`rollback "a" 0`, func() (any, error) { return c.Rollback(ctx, control.RollbackRequest{Group: "a", To: new(0)}) }, sample},
+		{`rollback "a" before`, func() (any, error) { return c.Rollback(ctx, control.RollbackRequest{Group: "a"}) }, sample},
+		{`keep "a" 3 undo=true`, func() (any, error) { return c.Keep(ctx, control.KeepRequest{Group: "a", Generation: 3, Undo: true}) }, sample},
 		{`retry ["j"] false`, func() (any, error) { return c.Retry(ctx, []string{"j"}, false) }, []control.Job{sample}},
 		{`retry [] true`, func() (any, error) { return c.Retry(ctx, nil, true) }, []control.Job{sample}},
 		{`cancel "j"`, func() (any, error) { return c.Cancel(ctx, "j") }, sample},
@@ -300,7 +317,7 @@ func TestMethods(t *testing.T) {
 		t.Fatal(err)
 	}
 	by := fmt.Sprintf("uid %d (%s)", os.Getuid(), me.Username)
-	if want := slices.Repeat([]string{by}, 9); !slices.Equal(f.bys, want) {
+	if want := slices.Repeat([]string{by}, 12); !slices.Equal(f.bys, want) {
 		t.Errorf("requests came by %q, want %q", f.bys, want)
 	}
 }
@@ -323,6 +340,8 @@ func TestErrors(t *testing.T) {
 		"Watch":    func() error { return c.Watch(ctx, "j", func(control.Job) error { return nil }) },
 		"Rotate":   func() error { _, err := c.Rotate(ctx, nil, true); return err },
 		"Sync":     func() error { _, err := c.Sync(ctx, control.SyncRequest{Group: "a"}); return err },
+		"Rollback": func() error { _, err := c.Rollback(ctx, control.RollbackRequest{Group: "a"}); return err },
+		"Keep":     func() error { _, err := c.Keep(ctx, control.KeepRequest{Group: "a"}); return err },
 		"Retry":    func() error { _, err := c.Retry(ctx, nil, true); return err },
 		"Cancel":   func() error { _, err := c.Cancel(ctx, "j"); return err },
 		"HSM":      func() error { _, err := c.HSM(ctx); return err },

@@ -84,6 +84,8 @@ func (s *Server) handler(stop context.Context) http.Handler {
 	handle(http.MethodPost, "/v1/jobs/{id}/cancel", s.cancel)
 	handle(http.MethodPost, "/v1/rotate", s.rotate)
 	handle(http.MethodPost, "/v1/sync", s.sync)
+	handle(http.MethodPost, "/v1/rollback", s.rollback)
+	handle(http.MethodPost, "/v1/keep", s.keep)
 	handle(http.MethodPost, "/v1/retry", s.retry)
 	handle(http.MethodGet, "/v1/hsm", s.hsm)
 	handle(http.MethodPost, "/v1/hsm/login", s.login)
@@ -351,6 +353,28 @@ func (s *Server) sync(r *request) (any, error) {
 		return nil, err
 	}
 	return s.Backend.Sync(r.Context(), q, requester(r.Context()))
+}
+
+func (s *Server) rollback(r *request) (any, error) {
+	var q RollbackRequest
+	if err := r.body(&q); err != nil {
+		return nil, err
+	}
+	if q.Group == "" {
+		return nil, &Error{Usage, "a roll back needs the name of a group"}
+	}
+	return s.Backend.Rollback(r.Context(), q, requester(r.Context()))
+}
+
+func (s *Server) keep(r *request) (any, error) {
+	var q KeepRequest
+	if err := r.body(&q); err != nil {
+		return nil, err
+	}
+	if q.Group == "" {
+		return nil, &Error{Usage, "to keep a generation needs the name of its group"}
+	}
+	return s.Backend.Keep(r.Context(), q, requester(r.Context()))
 }
 
 func (s *Server) retry(r *request) (any, error) {

@@ -650,9 +650,10 @@ func (s *Store) OpenJobs(ctx context.Context) ([]Job, error) {
 }
 
 // GivenUp returns, without their steps, the discarded jobs that no later job of
-// the same group and kind has followed.
+// the same group and kind has followed. A roll back that was refused is none:
+// all is as before, and whoever asked has been told.
 func (s *Store) GivenUp(ctx context.Context) ([]Job, error) {
-	rows, err := s.r.QueryContext(ctx, `SELECT `+jobColumns+` FROM jobs d WHERE state = 'discarded' AND NOT EXISTS
+	rows, err := s.r.QueryContext(ctx, `SELECT `+jobColumns+` FROM jobs d WHERE state = 'discarded' AND kind <> 'rollback' AND NOT EXISTS
 		(SELECT 1 FROM jobs n WHERE n.grp = d.grp AND n.kind = d.kind AND n.id > d.id) ORDER BY id`)
 	jobs, err := collect(rows, err, scanJob)
 	if err != nil {

@@ -76,7 +76,7 @@ func activate(ctx context.Context, r *run, s *Step) (Change, error) {
 	if err != nil {
 		return Change{}, err
 	}
-	if r.inPlace(g) {
+	if r.job.Kind == Rotate && r.inPlace(g) {
 		return activateInPlace(ctx, r, g, s)
 	}
 	intent, err := r.aliasIntent(ctx, g, s)
@@ -90,7 +90,7 @@ func activate(ctx context.Context, r *run, s *Step) (Change, error) {
 	if err != nil {
 		return Change{}, err
 	}
-	first := g.ActivatedAt.IsZero()
+	first := g.ActivatedAt.IsZero() && r.job.Kind == Rotate
 	if now.ID == intent.To {
 		intent.Found = intent.Found || first // this job has not come to move it
 	} else {
@@ -127,7 +127,10 @@ func activate(ctx context.Context, r *run, s *Step) (Change, error) {
 			c.Generations = append(c.Generations, old)
 		}
 	}
-	g.Stage, g.ActivatedAt = Active, at
+	g.Stage, g.LeftAt, g.KeptAt, g.DisabledAt = Active, time.Time{}, time.Time{}, time.Time{}
+	if r.job.Kind == Rotate { // a roll back is no rotation
+		g.ActivatedAt = at
+	}
 	c.Generations = append(c.Generations, g)
 	c.Plan = r.plan(c.Generations)
 	disableAt := disabledAt(c.Plan, intent.From, r.generations)
@@ -170,7 +173,7 @@ func notMoved(err error) error {
 // plan is what is to be retired once the changed generations are as they are.
 func (r *run) plan(changed []Generation) *Plan {
 	generations := slices.Clone(r.generations)
-	for _, g := range changed {
+	for _, g := range r.spread(changed) {
 		generations[slices.IndexFunc(generations, func(old Generation) bool { return old.Number == g.Number })] = g
 	}
 	return Retirements(r.def, generations, r.job.Trigger, r.now())
@@ -203,7 +206,18 @@ func (r *run) aliasIntent(ctx context.Context, g Generation, s *Step) (aliasInte
 		return intent, err
 	}
 	old, ok := r.active()
-	if ok && now.ID != "" && now.ID != old.KeyID && now.ID != g.KeyID && r.now().Sub(old.ActivatedAt).Abs() < settleLook {
+	moved := old.ActivatedAt
+	for _, other := range r.generations {
+		if other.LeftAt.After(moved) {
+			moved = other.LeftAt
+		}
+	}
+	justMoved := r.now().Sub(moved).Abs() < settleLook
+	if r.job.Kind == Rollback && justMoved {
+		// Where it still reads back at the key before, that would look like done.
+		return intent, &Fault{Class: Transient, After: settleLook, Err: fmt.Errorf("%s was moved a moment ago: it is pointed back once that shows everywhere", r.def.Alias)}
+	}
+	if ok && now.ID != "" && now.ID != old.KeyID && now.ID != g.KeyID && justMoved {
 		return intent, &Fault{Class: Transient, Err: fmt.Errorf(
 			"%s reads back at KMS key %s although it was moved to %s a moment ago: looking again", r.def.Alias, now.ID, old.KeyID)}
 	}

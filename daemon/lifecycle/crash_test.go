@@ -591,6 +591,81 @@ func scenarios() []scenario {
 				"KMS Key Disabled generation=1 previous=null actions=<nil> disabled=<nil>"),
 		},
 		{
+			name: "keep a generation whose key is to be deleted",
+			setup: func(w *world) {
+				def := definition()
+				def.SchedulePreviousDeletionAfter = ptr(10 * days)
+				w.rotate(def)
+				w.rotate(def)
+				w.drain()
+				w.keep(def, 1)
+			},
+			act: drain,
+			expect: func(t *testing.T, w *world) {
+				events(first, second, "KMS Key Deletion Scheduled generation=1 previous=null actions=<nil> disabled=<nil>")(t, w)
+				if g := w.generation(1); w.keyOf(1).State != "Enabled" || g.KeptAt.IsZero() || !g.DeletionDate.IsZero() {
+					t.Errorf("the key is %s, generation %+v", w.keyOf(1).State, g)
+				}
+			},
+		},
+		{
+			name: "keep a generation that is disabled, before its deletion",
+			setup: func(w *world) {
+				w.rotate(retiringWholly())
+				w.rotate(retiringWholly())
+				w.drive(w.journal.nextDue(), 32)
+				w.keep(retiringWholly(), 1)
+			},
+			act: drain,
+			expect: func(t *testing.T, w *world) {
+				if got := w.keyOf(1).State; got != "Disabled" || len(w.planned(w.now)) != 0 {
+					t.Errorf("the key is %s, and %v is planned", got, w.planned(w.now))
+				}
+			},
+		},
+		{
+			name: "roll back",
+			setup: func(w *world) {
+				w.rotate(retiringWholly())
+				w.rotate(retiringWholly())
+				w.kms.lateAliases = 3 * time.Second
+				w.rollback(retiringWholly(), 1)
+			},
+			act: func(w *world) {
+				if err := w.drive(w.journal.order[len(w.journal.order)-1], 3); err != nil {
+					w.t.Fatalf("roll back: %v", err)
+				}
+				w.kms.lateAliases = 0
+				w.drain()
+			},
+			expect: func(t *testing.T, w *world) {
+				events(first, "KMS Alias Moved generation=2 previous=1 actions=<nil> disabled=false",
+					"KMS Alias Moved generation=1 previous=2 actions=<nil> disabled=false",
+					"KMS Key Disabled generation=2 previous=null actions=<nil> disabled=<nil>",
+					"KMS Key Material Deleted generation=2 previous=null actions=<nil> disabled=<nil>",
+					"KMS Key Deletion Scheduled generation=2 previous=null actions=<nil> disabled=<nil>")(t, w)
+				if g := w.generation(1); g.Stage != lifecycle.Active || w.keyOf(1).State != "Enabled" {
+					t.Errorf("generation 1 is %s, its key %s", g.Stage, w.keyOf(1).State)
+				}
+			},
+		},
+		{
+			name:  "adopt a key, and rotate away from it",
+			setup: func(w *world) { w.kms.addForeign() },
+			act: func(w *world) {
+				def := definition()
+				for id := range w.kms.keys {
+					def.ActiveKeyID = id
+				}
+				w.reconcileUntilDone(def)
+				w.drain()
+				enqueue(w, lifecycle.Rotate, def, lifecycle.Request{})
+				w.drain()
+			},
+			expect: events("KMS Alias Moved generation=0 previous=null actions=<nil> disabled=false",
+				"KMS Alias Moved generation=1 previous=0 actions=<nil> disabled=false"),
+		},
+		{
 			name: "synchronize everything",
 			setup: func(w *world) {
 				w.rotate(definition())
@@ -848,7 +923,7 @@ func TestEveryCallIsCovered(t *testing.T) {
 	want := []string{
 		"hsm.Algorithm", "hsm.Destroy", "hsm.Find", "hsm.Generate", "hsm.List", "hsm.Wrap",
 		"journal.Generations", "journal.Record",
-		"kms.Account", "kms.CreateAlias", "kms.CreateKey", "kms.Decrypt", "kms.DeleteKeyMaterial", "kms.DescribeKey", "kms.DisableKey",
+		"kms.Account", "kms.CancelDeletion", "kms.CreateAlias", "kms.CreateKey", "kms.Decrypt", "kms.DeleteKeyMaterial", "kms.DescribeKey", "kms.DisableKey", "kms.EnableKey",
 		"kms.Encrypt", "kms.FindKeys", "kms.ImportKeyMaterial", "kms.KeyAliases", "kms.KeyMaterials", "kms.KeyPolicy", "kms.KeyTags", "kms.LastUsage",
 		"kms.ParametersForImport", "kms.PutKeyPolicy", "kms.RotateKeyOnDemand", "kms.RotationStarted", "kms.ScheduleDeletion", "kms.SetDescription", "kms.TagKey", "kms.UntagKey", "kms.UpdateAlias",
 	}

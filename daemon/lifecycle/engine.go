@@ -124,6 +124,19 @@ func steps(kind Kind) []step {
 			{"alias", syncAlias}, // records announce as well
 			{"announce", announced},
 		}
+	case Rollback:
+		return []step{
+			{"check", rollbackCheck},
+			{"verify", verify},
+			{"activate", activate}, // records announce as well
+			{"announce", announced},
+		}
+	case Adopt:
+		return []step{
+			{"check", adoptCheck},
+			{"alias", adoptAlias}, // records announce as well
+			{"announce", announced},
+		}
 	case Retire:
 		return []step{
 			{"check", retireCheck},

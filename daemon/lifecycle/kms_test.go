@@ -574,7 +574,14 @@ func (k *fakeKMS) SetDescription(ctx context.Context, id, description string) er
 
 func (k *fakeKMS) EnableKey(ctx context.Context, id string) error {
 	return k.do(ctx, "EnableKey", true, func() error {
-		k.w.t.Errorf("EnableKey %s: byokd enables no key", id)
+		key, err := k.usable(id)
+		if err != nil {
+			return err
+		}
+		if !k.keeps() {
+			k.w.t.Errorf("EnableKey %s: byokd enables no key but one that a person keeps", id)
+		}
+		key.State = "Enabled"
 		return nil
 	})
 }
@@ -620,6 +627,36 @@ func (k *fakeKMS) ScheduleDeletion(ctx context.Context, id string, days int) (da
 		return nil
 	})
 	return date, err
+}
+
+// keeps reports whether a job runs that ends a retirement.
+func (k *fakeKMS) keeps() bool {
+	for _, row := range k.w.journal.jobs {
+		if row.state == "running" && row.req.Retire == lifecycle.RetireKeep {
+			return true
+		}
+	}
+	return false
+}
+
+func (k *fakeKMS) CancelDeletion(ctx context.Context, id string) error {
+	return k.do(ctx, "CancelDeletion", true, func() error {
+		key, err := k.key(id)
+		if err != nil {
+			return err
+		}
+		if key.State != "PendingDeletion" {
+			return refuse(lifecycle.Permanent, lifecycle.ErrState, "%s is not pending deletion", id)
+		}
+		if !k.keeps() {
+			k.w.t.Errorf("CancelDeletion of %s, and nobody has asked for it", id)
+		}
+		key.DeletionDate, key.State = time.Time{}, "Disabled"
+		if !key.complete() {
+			key.State = "PendingImport"
+		}
+		return nil
+	})
 }
 
 func (k *fakeKMS) LastUsage(ctx context.Context, id string) (at time.Time, known bool, err error) {

@@ -26,6 +26,8 @@ const (
 	Rotate      Kind = "rotate"
 	Synchronize Kind = "synchronize"
 	Retire      Kind = "retire"
+	Rollback    Kind = "rollback"
+	Adopt       Kind = "adopt"
 )
 
 // A Definition is a key group's template as one job sees it: the snapshot that
@@ -359,6 +361,10 @@ type KMS interface {
 
 	// ScheduleDeletion schedules the key's deletion and returns its date.
 	ScheduleDeletion(ctx context.Context, keyID string, days int) (time.Time, error)
+
+	// CancelDeletion cancels it; the key is disabled then. ErrState where it was
+	// not scheduled.
+	CancelDeletion(ctx context.Context, keyID string) error
 
 	// LastUsage returns when the key last did a cryptographic operation: the
 	// zero time where it never did. known is false where KMS cannot say.

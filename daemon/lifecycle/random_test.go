@@ -194,6 +194,7 @@ func TestRandom(t *testing.T) {
 				w.journal.finish(id, "discarded") // somebody uses the old key
 			case lifecycle.WaitingFor(err) == lifecycle.WaitConfig && w.journal.jobs[id].kind == lifecycle.Synchronize && len(w.hsm.lost) > 0:
 				w.journal.finish(id, "discarded") // the object of an old generation is lost
+			case lifecycle.WaitingFor(err) == lifecycle.WaitUse: // time heals that
 			case lifecycle.WaitingFor(err) == lifecycle.WaitAlias:
 				w.followAlias(id, def.Alias)
 			case err != nil:

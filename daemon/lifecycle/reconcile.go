@@ -18,6 +18,7 @@ type Findings struct {
 	Generations []Generation // as the journal has them now
 	Recovered   int          // how many of them the journal did not have before
 	AliasKeyID  string       // where the alias points; "": it does not exist
+	Adopted     bool         // they are the key that active_key_id names, and nothing else
 	Foreign     bool         // the alias points at a key that is not the group's
 	Problems    []Finding
 
@@ -488,6 +489,7 @@ func (rec *reconciliation) named(ctx context.Context) error {
 		rec.put(Generation{Group: rec.def.Group, Number: 1, Stage: PreActive, HSM: rec.def.HSM, HSMLabel: Label(rec.def.Group, 1), HSMID: newHSMID(),
 			Region: rec.def.Region, Account: key.Account, KeyID: key.ID, KeyARN: key.ARN, CreatedAt: key.CreatedAt})
 		rec.note("adopt KMS key", "%s, which never had material, for generation 1", key.ARN)
+		rec.adopted(rec.byNumber[1])
 		return nil
 	}
 	tags, err := rec.kms.KeyTags(ctx, key.ID)
@@ -522,11 +524,14 @@ func (rec *reconciliation) named(ctx context.Context) error {
 	}
 	g.Stage = Active
 	rec.put(g)
-	if rec.alias.ID == "" {
-		rec.jobs = append(rec.jobs, NewJob{Kind: Synchronize, Group: rec.def.Group, Trigger: "adopt",
-			UniqueKey: "adopt:" + rec.def.Group + ":" + key.ID, DueAt: rec.now(), Definition: rec.def})
-	}
+	rec.adopted(g)
 	return nil
+}
+
+// adopted makes the job that completes the adoption of a generation's KMS key.
+func (rec *reconciliation) adopted(g Generation) {
+	rec.jobs = append(rec.jobs, NewJob{Kind: Adopt, Group: rec.def.Group, Generation: g.Number, Trigger: "adopt",
+		UniqueKey: "adopt:" + g.KeyID, DueAt: rec.now(), Definition: rec.def})
 }
 
 // object looks for the HSM object with this ID among all of byokd's, whatever
@@ -690,6 +695,8 @@ func (rec *reconciliation) record(ctx context.Context) error {
 func (rec *reconciliation) findings(known int) Findings {
 	f := Findings{Generations: rec.sorted(), Recovered: len(rec.byNumber) - known, AliasKeyID: rec.alias.ID, Account: rec.account,
 		Problems: rec.problems, traces: len(rec.tagged)+len(rec.onToken) > 0}
+	f.Adopted = len(f.Generations) == 1 && names(rec.def.ActiveKeyID, f.Generations[0].KeyID) &&
+		(f.Generations[0].HSMID == "" || f.Generations[0].Stage == PreActive)
 	if rec.alias.ID != "" {
 		if _, ours := rec.byKey(rec.alias.ID); !ours {
 			f.Foreign = true

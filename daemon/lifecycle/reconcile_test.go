@@ -511,9 +511,10 @@ func TestActiveKeyID(t *testing.T) {
 				w.kms.point("alias/payments", k.ID)
 			}
 			f := w.reconcileUntilDone(named(k))
-			if f.Fresh() || w.generation(1).Stage != lifecycle.PreActive || w.journal.nextDue() != "" {
+			if f.Fresh() || w.generation(1).Stage != lifecycle.PreActive || w.journal.jobs[w.journal.nextDue()].kind != lifecycle.Adopt {
 				t.Errorf("findings %+v, job %q", f, w.journal.nextDue())
 			}
+			w.drain()
 			w.reconcileUntilDone(named(k)) // is no other the second time
 			w.rotate(named(k))
 			if len(w.kms.keys) != 1 || w.kms.aliases["alias/payments"].target != k.ID || w.generation(1).Stage != lifecycle.Active {
@@ -591,8 +592,8 @@ func TestActiveKeyID(t *testing.T) {
 				if f.Fresh() || g.Stage != lifecycle.Active || g.HSMLabel != "" || g.HSMID != "" || g.KeyID != k.ID || !g.ActivatedAt.Equal(start) {
 					t.Errorf("generation %+v", g)
 				}
-				if got := w.journal.nextDue() != ""; got == alias {
-					t.Errorf("alias %t, a job %t", alias, got)
+				if row := w.journal.jobs[w.journal.nextDue()]; row == nil || row.kind != lifecycle.Adopt || !f.Adopted {
+					t.Errorf("job %+v", row)
 				}
 				w.reconcileUntilDone(named(k))
 				w.drain()

@@ -19,6 +19,11 @@ const (
 	// RetireDouble schedules the deletion of the KMS key Request.KeyID, which an
 	// unanswered CreateKey made beside the generation's own.
 	RetireDouble = "double"
+
+	// RetireKeep ends the generation's retirement, the scheduled deletion of its
+	// KMS key included, and RetireRelease ends that.
+	RetireKeep    = "keep"
+	RetireRelease = "release"
 )
 
 const (
@@ -148,6 +153,8 @@ func retireCheck(ctx context.Context, r *run, s *Step) (Change, error) {
 			why, err = r.mayRetire(ctx, g, key)
 			ok = true
 		}
+	case RetireKeep, RetireRelease:
+		return keepCheck(ctx, r, g, s)
 	case RetireDouble:
 		why, ok, err = r.mayRemoveDouble(ctx, g)
 	default:
@@ -169,6 +176,10 @@ func retire(ctx context.Context, r *run, s *Step) (Change, error) {
 	g, err := r.own()
 	if err != nil {
 		return Change{}, err
+	}
+	switch r.job.Request.Retire {
+	case RetireKeep, RetireRelease:
+		return keepKey(ctx, r, g, s)
 	}
 	if check := r.step("check"); check.State == Skipped {
 		return r.retireNothing(s, check.Message)
@@ -429,6 +440,9 @@ func (r *run) retireKey(ctx context.Context, g Generation, key Key, s *Step) (Ch
 	g.DeletionDate = date
 	c := Change{Generations: []Generation{g}}
 	if len(s.Data) == 0 {
+		if g.DisabledAt.IsZero() { // how it was before is not known: byokctl keep leaves it disabled
+			c.Generations[0].DisabledAt = r.now()
+		}
 		s.State, s.Message = Skipped, fmt.Sprintf("KMS key %s is scheduled for deletion at %s already", g.KeyID, date.UTC().Format(time.RFC3339))
 		r.emitNothing(&c)
 		return c, nil

@@ -225,6 +225,9 @@ func (r *run) key(ctx context.Context, g Generation) (Key, error) {
 // ready returns nil when the alias can be pointed at the generation's key. Key
 // material that is gone again is imported by the next attempt.
 func (r *run) ready(ctx context.Context, g Generation) error {
+	if r.job.Kind == Rollback {
+		return r.rollbackReady(ctx, g)
+	}
 	key, err := r.key(ctx, g)
 	if err != nil {
 		return err
@@ -713,7 +716,7 @@ func verify(ctx context.Context, r *run, s *Step) (Change, error) {
 	if err != nil {
 		return Change{}, err
 	}
-	if r.inPlace(g) {
+	if r.job.Kind == Rotate && r.inPlace(g) {
 		return verifyInPlace(ctx, r, g, s)
 	}
 	if err := r.ready(ctx, g); err != nil {
@@ -741,12 +744,15 @@ func (r *run) prove(ctx context.Context, g Generation) (how string, err error) {
 			material = "key material"
 			key.MaterialID = g.MaterialID
 		}
-		return err == nil && key.State == "Enabled" && key.Origin == "EXTERNAL" && key.MaterialID == g.MaterialID, err
+		return err == nil && key.State == "Enabled" && (g.Number == 0 || key.Origin == "EXTERNAL" && key.MaterialID == g.MaterialID), err
 	})
 	if err != nil {
 		return "", err
 	}
-	how = "describe: KMS key " + g.KeyID + " is Enabled, EXTERNAL, and has " + material
+	how = "describe: KMS key " + g.KeyID + " is Enabled"
+	if g.Number > 0 {
+		how += ", EXTERNAL, and has " + material
+	}
 	if r.def.Verify != "describe" {
 		how += " (kms:Encrypt or kms:Decrypt is not granted)"
 	}

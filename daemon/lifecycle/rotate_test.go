@@ -826,8 +826,8 @@ func TestNewID(t *testing.T) {
 
 func TestUnknownKind(t *testing.T) {
 	w := newWorld(t)
-	id := w.journal.enqueue("rollback", definition(), lifecycle.Request{}, "control")
-	wantPermanent(t, w.drive(id, 0), "rollback")
+	id := w.journal.enqueue("explode", definition(), lifecycle.Request{}, "control")
+	wantPermanent(t, w.drive(id, 0), "explode")
 }
 
 // A worker that has lost its job cannot write.

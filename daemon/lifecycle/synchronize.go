@@ -563,6 +563,15 @@ func (r *run) loss(ctx context.Context, g Generation) (string, error) {
 // of everything that the job has changed. It moves no alias: that somebody else
 // has moved it is reported.
 func syncAlias(ctx context.Context, r *run, s *Step) (Change, error) {
+	c, err := r.ensureAlias(ctx, s)
+	if err == nil {
+		r.emitSynchronized(&c, s)
+	}
+	return c, err
+}
+
+// ensureAlias creates the alias at the active key where there is none.
+func (r *run) ensureAlias(ctx context.Context, s *Step) (Change, error) {
 	var c Change
 	active, ok := r.active()
 	switch {
@@ -598,11 +607,10 @@ func syncAlias(ctx context.Context, r *run, s *Step) (Change, error) {
 			r.aliasCreated(&c, s, active)
 		default:
 			s.State = Skipped
-			s.Message = fmt.Sprintf("%s points at KMS key %s, not at the active one, %s: somebody has moved it, and a synchronization does not move it back", r.def.Alias, now.ID, active.KeyID)
+			s.Message = fmt.Sprintf("%s points at KMS key %s, not at the active one, %s: somebody has moved it, and only a rotation moves it", r.def.Alias, now.ID, active.KeyID)
 			r.log.Warn("alias was moved by somebody else", "alias", r.def.Alias, "key_id", now.ID, "expected", active.KeyID)
 		}
 	}
-	r.emitSynchronized(&c, s)
 	return c, nil
 }
 
