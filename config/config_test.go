@@ -335,7 +335,7 @@ drift = "report"`, ""},
 		{"mistake in page", "[page]\nlisten = '0.0.0.0:80'", "", "page.listen: \"0.0.0.0:80\" is not a loopback"},
 		{"combination", "", "mode = 'in-place'\ndisable_previous = true", "rotation.disable_previous: would"},
 		{"wrong type", "", "drift = 1", "rotation.drift: must be a string"},
-		{"not yet", "", "drift = 'repair'", "not yet"},
+		{"not yet", "", "grants = 'copy'", "not yet"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

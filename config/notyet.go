@@ -1,9 +1,6 @@
 package config
 
-import (
-	"fmt"
-	"time"
-)
+import "fmt"
 
 // A later is a key whose feature does not work yet. Its default is always
 // accepted; used reports whether the value is another. The mistakes in a value
@@ -29,11 +26,9 @@ func (l later[T]) check(d *document, v *T) {
 }
 
 var laterConfig = []later[Config]{
-	{"drift_check", func(c *Config) bool { return c.DriftCheck != 0 && c.DriftCheck != Duration(time.Hour) }, `"1h" or "0s"`},
 	{"page.listen", func(c *Config) bool { return c.Page.Listen != "" }, `""`},
 }
 
 var laterGroup = []later[Group]{
 	{"rotation.grants", func(g *Group) bool { return g.Rotation.Grants != "warn" }, `"warn"`},
-	{"rotation.drift", func(g *Group) bool { return g.Rotation.Drift != "report" }, `"report"`},
 }

@@ -143,6 +143,7 @@ type Daemon struct {
 	groupsWake chan struct{} // a group may have to be reconciled
 	expiryWake chan struct{} // key material may expire at another time
 	watchWake  chan struct{} // the clock was set
+	driftWake  chan struct{} // a group may have to be compared with AWS
 	loadWake   chan struct{} // the group files are to be read again
 	tidyWake   chan struct{} // systemd is to be told at once how things are
 	changes    *broadcast    // something about a job has changed
@@ -190,7 +191,7 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 	}
 	d := &Daemon{Options: o, log: o.Logger, started: o.Now(),
 		jobsWake: make(chan struct{}, 1), outboxWake: make(chan struct{}, 1), hooksWake: make(chan struct{}, 1),
-		groupsWake: make(chan struct{}, 1), expiryWake: make(chan struct{}, 1), watchWake: make(chan struct{}, 1), loadWake: make(chan struct{}, 1), tidyWake: make(chan struct{}, 1),
+		groupsWake: make(chan struct{}, 1), expiryWake: make(chan struct{}, 1), watchWake: make(chan struct{}, 1), driftWake: make(chan struct{}, 1), loadWake: make(chan struct{}, 1), tidyWake: make(chan struct{}, 1),
 		changes: newBroadcast(), running: make(map[string]int), fatal: make(chan error, 1), pulses: newPulses()}
 	if d.host, err = os.Hostname(); err != nil {
 		return nil, fmt.Errorf("read this machine's name: %w", err)
@@ -328,6 +329,7 @@ func (d *Daemon) run(ctx context.Context) error {
 	loop("upkeep", d.upkeep)
 	loop("expiry", d.watchExpiry)
 	loop("keys", d.watchKeys)
+	loop("drift", d.watchDrift)
 	loop("reloads", d.reloads)
 	loop("clock", d.watchClock)
 	// These are in calls to modules, and to whoever reads metrics, all the time.
@@ -407,6 +409,7 @@ func (d *Daemon) wakeAll() {
 	wake(d.groupsWake)
 	wake(d.expiryWake)
 	wake(d.watchWake)
+	wake(d.driftWake)
 }
 
 // wakeEvents has everybody who waits for events look for them.

@@ -28,6 +28,7 @@ const (
 	triggerRequest  = "request"
 	triggerControl  = "control"
 	triggerExpiry   = "expiry"
+	triggerDrift    = "drift"
 )
 
 // A group is what the daemon knows of one key group.
@@ -53,6 +54,7 @@ type group struct {
 	watchedAt time.Time           // zero: none since byokd started
 
 	renewing string // unique key of the last job that its expiry asked for
+	drift    driftWatch
 }
 
 func newGroup(name string) *group { return &group{name: name, looking: new(sync.Mutex)} }
@@ -670,8 +672,8 @@ type ask struct {
 	by      string    // who asked, for the audit trail; "": the trigger
 }
 
-// enqueue makes a wish durable. It returns the job that it became or joined.
-func (d *Daemon) enqueue(ctx context.Context, a ask) (jobstore.Job, bool, error) {
+// newJob is the job that a wish becomes.
+func (d *Daemon) newJob(a ask) jobstore.NewJob {
 	by := cmp.Or(a.by, a.trigger)
 	a.request.By = a.by
 	now := d.Now()
@@ -680,13 +682,18 @@ func (d *Daemon) enqueue(ctx context.Context, a ask) (jobstore.Job, bool, error)
 		number = *a.request.Generation
 	}
 	def := d.definition(a.group)
-	row, joined, err := d.store.Enqueue(ctx, jobstore.NewJob{
+	return jobstore.NewJob{
 		Kind: string(a.kind), Group: a.group.Name, Generation: number, HSM: a.group.HSM, Trigger: a.trigger, UniqueKey: a.key,
 		Definition: mustJSON(def), Request: mustJSON(a.request), Urgent: a.urgent,
 		DueAt: now, ScheduledAt: a.tick, Steps: lifecycle.Steps(a.kind),
 		Audit: []jobstore.AuditEntry{{At: now, Group: a.group.Name, Actor: by, Action: "ask for " + string(a.kind),
 			Detail: "trigger " + a.trigger, Definition: def.Digest}},
-	})
+	}
+}
+
+// enqueue makes a wish durable. It returns the job that it became or joined.
+func (d *Daemon) enqueue(ctx context.Context, a ask) (jobstore.Job, bool, error) {
+	row, joined, err := d.store.Enqueue(ctx, d.newJob(a))
 	if err != nil {
 		d.storeFailed("store a job", err)
 		if p := d.storing.Load(); p != nil {

@@ -85,6 +85,8 @@ var (
 	nextRotationDesc = prometheus.NewDesc("byokd_next_rotation_timestamp_seconds", "When the next rotation is due.", []string{"group"}, nil)
 	expiryDesc       = prometheus.NewDesc("byokd_active_key_expiry_timestamp_seconds", "ValidTo of the active generation's key material.", []string{"group"}, nil)
 	nextExpiryDesc   = prometheus.NewDesc("byokd_next_key_expiry_timestamp_seconds", "Earliest ValidTo of a generation under whose key something can still be decrypted.", []string{"group"}, nil)
+	driftDesc        = prometheus.NewDesc("byokd_drift_differences", "What AWS had otherwise than byokd when they were last compared.", []string{"group"}, nil)
+	driftCheckedDesc = prometheus.NewDesc("byokd_last_drift_check_timestamp_seconds", "When AWS was last compared with what byokd knows.", []string{"group"}, nil)
 	stateDesc        = prometheus.NewDesc("byokd_group_state", "1 for the state that the group is in.", []string{"group", "state"}, nil)
 	pendingDesc      = prometheus.NewDesc("byokd_outbox_pending", "Events that have not reached their bus.", nil, nil)
 	parkedDesc       = prometheus.NewDesc("byokd_outbox_parked", "Events that EventBridge refused for good.", nil, nil)
@@ -134,6 +136,18 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		}
 		for code, n := range problems {
 			gauge(problemDesc, float64(n), s.Group, code)
+		}
+	}
+	if rows, err := d.store.Drift(ctx); err == nil {
+		differences := make(map[string]int)
+		for _, row := range rows {
+			differences[row.Group]++
+		}
+		for _, name := range d.groups.names() {
+			if g, ok := d.groups.get(name); ok && !g.row.DriftChecked.IsZero() {
+				gauge(driftDesc, float64(differences[name]), name)
+				at(driftCheckedDesc, g.row.DriftChecked, name)
+			}
 		}
 	}
 	if rows, err := d.store.AllGenerations(ctx); err == nil {

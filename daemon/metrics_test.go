@@ -91,6 +91,9 @@ func TestMetrics(t *testing.T) {
 	w.group("payments", every+"\nkeep_valid_for = \"200d\"", "")
 	w.untilGeneration("payments", 1)
 	w.until("the event is delivered", func() bool { return len(w.eventDetails("KMS Alias Moved")) == 1 })
+	if _, err := w.client.Drift(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	// Then AWS takes nothing any more: neither an event nor the rotation that is due.
 	w.faults(func(r awssim.Request) *awssim.Fault {
 		if r.Operation == "PutEvents" || r.Operation == "CreateKey" {

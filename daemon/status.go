@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"byokd/daemon/control"
@@ -17,6 +18,7 @@ type view struct {
 	open        map[string][]jobstore.Job
 	discarded   map[string]jobstore.Job // a group's last job of its kind, where it was given up
 	parked      map[string][]jobstore.OutboxEvent
+	drift       map[string][]jobstore.Difference
 	tokens      map[string]*problem
 	hooks       map[string][]jobstore.Hook // that failed, by the group of the event
 	storing     *problem
@@ -24,7 +26,7 @@ type view struct {
 
 func (d *Daemon) view(ctx context.Context) (*view, error) {
 	v := &view{now: d.Now(), generations: make(map[string][]lifecycle.Generation), open: make(map[string][]jobstore.Job),
-		discarded: make(map[string]jobstore.Job), parked: make(map[string][]jobstore.OutboxEvent),
+		discarded: make(map[string]jobstore.Job), parked: make(map[string][]jobstore.OutboxEvent), drift: make(map[string][]jobstore.Difference),
 		tokens: make(map[string]*problem), hooks: make(map[string][]jobstore.Hook), storing: d.storing.Load()}
 	rows, err := d.store.AllGenerations(ctx)
 	if err != nil {
@@ -46,6 +48,13 @@ func (d *Daemon) view(ctx context.Context) (*view, error) {
 	}
 	for _, j := range given {
 		v.discarded[j.Group] = j
+	}
+	differ, err := d.store.Drift(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, row := range differ {
+		v.drift[row.Group] = append(v.drift[row.Group], row)
 	}
 	stats, err := d.store.OutboxStats(ctx)
 	if err != nil {
@@ -106,7 +115,7 @@ func (d *Daemon) groupStatus(g group, v *view) control.GroupStatus {
 	}
 	s.NextRotation = control.At(at)
 	due := overdueSince(g, v, at)
-	s.Problems = append(d.groupProblems(g, v, due), expiry...)
+	s.Problems = slices.Concat(d.groupProblems(g, v, due), expiry, driftProblems(g, v))
 
 	var failing, rotating bool
 	for _, j := range v.open[g.name] {
@@ -126,6 +135,8 @@ func (d *Daemon) groupStatus(g group, v *view) control.GroupStatus {
 		s.State = control.GroupFailing
 	case !due.IsZero():
 		s.State = control.GroupOverdue
+	case len(v.drift[g.name]) > 0:
+		s.State = control.GroupDrifted
 	case rotating:
 		s.State = control.GroupRotating
 	case g.lookErr != nil, s.Active.Generation == nil:

@@ -142,6 +142,7 @@ func (d *Daemon) runJob(ctx context.Context, row *jobstore.Job) {
 	log := d.log.With("group", row.Group, "job", row.ID, "kind", row.Kind)
 	begun := time.Now()
 	d.changes.notify()
+	d.groups.jobRuns(row.Group, 1)
 	job, err := lifecycleJob(row)
 	if err == nil {
 		log.Info("job starts", "trigger", row.Trigger, "attempt", row.Attempt)
@@ -152,6 +153,7 @@ func (d *Daemon) runJob(ctx context.Context, row *jobstore.Job) {
 	d.metrics.job(row, err)
 	d.tokens.met(row.HSM, err)
 	d.settle(ctx, row, job, err)
+	d.groups.jobRuns(row.Group, -1)
 	d.changes.notify()
 
 	elapsed := time.Since(begun).Round(time.Millisecond)

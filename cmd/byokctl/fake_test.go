@@ -20,6 +20,7 @@ type scenario struct {
 	Audit         []control.AuditEntry
 	Jobs          []control.Job
 	Follow        map[string][]json.RawMessage // what changes of a job after its first state, by ID
+	Drift         []control.Drift
 	HSMs          []control.HSMStatus
 	Daemon        control.DaemonStatus
 	NotDesignated bool
@@ -259,6 +260,17 @@ func (f *fake) Retry(ctx context.Context, ids []string, all bool, _ string) ([]c
 		}
 	}
 	return jobs, nil
+}
+
+func (f *fake) Drift(_ context.Context, groups []string) ([]control.Drift, error) {
+	for _, g := range groups {
+		if err := f.has(g); err != nil {
+			return nil, err
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(f.scenario.Drift), func(d control.Drift) bool {
+		return len(groups) > 0 && !slices.Contains(groups, d.Group)
+	}), nil
 }
 
 func (f *fake) Cancel(ctx context.Context, id, _ string) (control.Job, error) {

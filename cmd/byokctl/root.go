@@ -78,6 +78,7 @@ Exit status: 0 done; 1 it failed; 2 usage, configuration, unknown group or job;
 		t.syncCommand(),
 		t.rollbackCommand(),
 		t.keepCommand(),
+		t.driftCommand(),
 		t.jobsCommand(),
 		t.jobCommand(),
 		t.retryCommand(),

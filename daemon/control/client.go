@@ -162,6 +162,13 @@ func (c *Client) Keep(ctx context.Context, request KeepRequest) (job Job, err er
 	return job, err
 }
 
+// Drift compares the groups, or all where none is named, with AWS and returns
+// what differs. It takes as long as AWS does.
+func (c *Client) Drift(ctx context.Context, groups ...string) (list []Drift, err error) {
+	err = c.call(ctx, http.MethodPost, "/v1/drift", nil, driftRequest{groups}, &list)
+	return list, err
+}
+
 // Retry makes retryable jobs run now: those named, or all of them with all set.
 // It returns those that it changed.
 func (c *Client) Retry(ctx context.Context, ids []string, all bool) (jobs []Job, err error) {

@@ -20,6 +20,7 @@
 //	POST /v1/jobs/ID/cancel                      Job
 //	POST /v1/rotate     {"groups": […], "all": false}   []Job
 //	POST /v1/sync       SyncRequest              Job
+//	POST /v1/drift      {"groups": […]}      []Drift; all groups where none is named
 //	POST /v1/retry      {"jobs": […], "all": false}     []Job
 //	GET  /v1/hsm                                 []HSMStatus
 //	POST /v1/hsm/login  {"name": "main"}         []HSMStatus
@@ -108,6 +109,11 @@ type Backend interface {
 	// [NotDesignated], [Usage] for a generation that there is not, and [Conflict]
 	// for one that cannot be kept.
 	Keep(ctx context.Context, request KeepRequest, by string) (Job, error)
+
+	// Drift compares the named groups, or all for none, with AWS, and returns
+	// what differs in the order of the groups. That a group could not be
+	// compared is in its Error. It takes as long as AWS does. [UnknownGroup].
+	Drift(ctx context.Context, groups []string) ([]Drift, error)
 
 	// Retry makes retryable jobs run now: those named, or all of them; it
 	// returns those that it changed. [UnknownJob], and [Conflict] for a named
@@ -517,6 +523,25 @@ type KeepRequest struct {
 	Undo       bool   `json:"undo"`
 }
 
+// A Drift is what AWS has otherwise than byokd knows of a group or defines.
+type Drift struct {
+	Group       string           `json:"group"`
+	CheckedAt   Time             `json:"checked_at"` // null: it could not be compared
+	Error       String           `json:"error"`      // why not
+	Differences List[Difference] `json:"differences"`
+}
+
+// A Difference is one thing that AWS has otherwise.
+type Difference struct {
+	Kind       string `json:"kind"`       // as lifecycle has them
+	Generation *int   `json:"generation"` // null: the key is none of the group's
+	KeyID      String `json:"key_id"`
+	Expected   String `json:"expected"` // null: not told in a word
+	Found      String `json:"found"`
+	Message    string `json:"message"`
+	Since      Time   `json:"since"` // when it was first seen
+}
+
 // An HSMStatus is one token as `byokctl hsm` shows it.
 type HSMStatus struct {
 	Name          string         `json:"name"`   // of the [hsm.NAME] table
@@ -627,6 +652,11 @@ func (e *Error) status() int {
 type rotateRequest struct {
 	Groups []string `json:"groups"`
 	All    bool     `json:"all"`
+}
+
+// A driftRequest is the body of POST /v1/drift.
+type driftRequest struct {
+	Groups []string `json:"groups"`
 }
 
 // A retryRequest is the body of POST /v1/retry.

@@ -36,6 +36,7 @@ type fake struct {
 	job    control.Job
 	hsms   []control.HSMStatus
 	daemon control.DaemonStatus
+	drift  []control.Drift
 	err    error
 	watch  func(ctx context.Context, id string, changed func(control.Job) error) error
 
@@ -134,6 +135,11 @@ func (f *fake) Retry(_ context.Context, ids []string, all bool, by string) ([]co
 	return []control.Job{f.job}, f.err
 }
 
+func (f *fake) Drift(_ context.Context, groups []string) ([]control.Drift, error) {
+	f.called("", "drift %q", groups)
+	return f.drift, f.err
+}
+
 func (f *fake) Cancel(_ context.Context, id, by string) (control.Job, error) {
 	f.called(by, "cancel %q", id)
 	return f.job, f.err
@@ -221,6 +227,8 @@ var (
 		Proofs: []control.HSMProof{{Algorithm: "RSAES_OAEP_SHA_256", Route: "C_WrapKey", Outcome: "ok"}},
 		Error:  "e", LoginBlocked: "b",
 	}
+	sampleDrift = control.Drift{Group: "payments", CheckedAt: control.At(at), Error: "e", Differences: []control.Difference{{
+		Kind: "policy", Generation: new(1), KeyID: "k", Expected: "x", Found: "f", Message: "m", Since: control.At(at)}}}
 	sampleDaemon = control.DaemonStatus{
 		Version: control.Version{Version: "1.0", Revision: "r", Go: "go1.26", Platform: "linux/amd64"}, Designated: true, Host: "h",
 		StartedAt: control.At(at), Config: "/etc/byokd/byokd.toml", LastReload: control.Reload{At: control.At(at), OK: true},
@@ -252,6 +260,7 @@ func TestMethods(t *testing.T) {
 		groups: []control.GroupStatus{sampleGroup}, keys: []control.Key{sampleKey}, jobs: []control.JobSummary{sample.JobSummary},
 		times: []control.Timeline{sampleTimeline}, plans: []control.Plan{samplePlan}, events: []control.Event{sampleEvent}, trail: []control.AuditEntry{sampleAudit},
 		job: sample, hsms: []control.HSMStatus{sampleHSM}, daemon: sampleDaemon,
+		drift: []control.Drift{sampleDrift},
 	}
 	c := client(t, f)
 	ctx := t.Context()
@@ -291,6 +300,8 @@ func TestMethods(t *testing.T) {
 		{`rollback "a" 0`, func() (any, error) { return c.Rollback(ctx, control.RollbackRequest{Group: "a", To: new(0)}) }, sample},
 		{`rollback "a" before`, func() (any, error) { return c.Rollback(ctx, control.RollbackRequest{Group: "a"}) }, sample},
 		{`keep "a" 3 undo=true`, func() (any, error) { return c.Keep(ctx, control.KeepRequest{Group: "a", Generation: 3, Undo: true}) }, sample},
+		{`drift []`, func() (any, error) { return c.Drift(ctx) }, f.drift},
+		{`drift ["a" "b"]`, func() (any, error) { return c.Drift(ctx, "a", "b") }, f.drift},
 		{`retry ["j"] false`, func() (any, error) { return c.Retry(ctx, []string{"j"}, false) }, []control.Job{sample}},
 		{`retry [] true`, func() (any, error) { return c.Retry(ctx, nil, true) }, []control.Job{sample}},
 		{`cancel "j"`, func() (any, error) { return c.Cancel(ctx, "j") }, sample},
@@ -342,6 +353,7 @@ func TestErrors(t *testing.T) {
 		"Sync":     func() error { _, err := c.Sync(ctx, control.SyncRequest{Group: "a"}); return err },
 		"Rollback": func() error { _, err := c.Rollback(ctx, control.RollbackRequest{Group: "a"}); return err },
 		"Keep":     func() error { _, err := c.Keep(ctx, control.KeepRequest{Group: "a"}); return err },
+		"Drift":    func() error { _, err := c.Drift(ctx); return err },
 		"Retry":    func() error { _, err := c.Retry(ctx, nil, true); return err },
 		"Cancel":   func() error { _, err := c.Cancel(ctx, "j"); return err },
 		"HSM":      func() error { _, err := c.HSM(ctx); return err },
@@ -403,6 +415,8 @@ func TestRefused(t *testing.T) {
 		{"GET", "/v1/timeline?limit=1", "", 400, "unknown parameter"},
 		{"POST", "/v1/events", "", 405, "only GET"},
 		{"GET", "/v1/jobs/j?follow=yes", "", 400, "follow"},
+		{"POST", "/v1/drift", `{"group": ["a"]}`, 400, `unknown field "group"`},
+		{"GET", "/v1/drift", "", 405, "only POST"},
 		{"POST", "/v1/rotate", "", 400, "EOF"},
 		{"POST", "/v1/rotate", "{}", 400, "either"},
 		{"POST", "/v1/rotate", `{"groups": ["a"], "all": true}`, 400, "either"},

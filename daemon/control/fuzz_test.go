@@ -68,6 +68,7 @@ func FuzzHandler(f *testing.F) {
 	f.Add("POST", "/v1/jobs/j/cancel", "{}")
 	f.Add("POST", "/v1/rotate", `{"groups": ["a"], "all": false}`)
 	f.Add("POST", "/v1/sync", `{"group": "a", "generation": 3, "key_id": null, "delete_material": true}`)
+	f.Add("POST", "/v1/drift", `{"groups": ["a"]}`)
 	f.Add("POST", "/v1/retry", `{"all": true}`)
 	f.Add("POST", "/v1/hsm/login", `{"name": "main"}`)
 	f.Add("GET", "/v1/hsm", "")

@@ -86,7 +86,7 @@ func TestJSON(t *testing.T) {
 
 // TestRoundTrip: a client reads what a server writes.
 func TestRoundTrip(t *testing.T) {
-	for _, v := range []any{sampleGroup, sampleKey, sample, sample.JobSummary, sampleHSM, sampleDaemon, sampleTimeline, samplePlan, sampleEvent, sampleAudit} {
+	for _, v := range []any{sampleGroup, sampleKey, sample, sample.JobSummary, sampleHSM, sampleDaemon, sampleDrift, sampleTimeline, samplePlan, sampleEvent, sampleAudit} {
 		b, err := json.Marshal(v)
 		if err != nil {
 			t.Fatal(err)

@@ -86,6 +86,7 @@ func (s *Server) handler(stop context.Context) http.Handler {
 	handle(http.MethodPost, "/v1/sync", s.sync)
 	handle(http.MethodPost, "/v1/rollback", s.rollback)
 	handle(http.MethodPost, "/v1/keep", s.keep)
+	handle(http.MethodPost, "/v1/drift", s.drift)
 	handle(http.MethodPost, "/v1/retry", s.retry)
 	handle(http.MethodGet, "/v1/hsm", s.hsm)
 	handle(http.MethodPost, "/v1/hsm/login", s.login)
@@ -375,6 +376,15 @@ func (s *Server) keep(r *request) (any, error) {
 		return nil, &Error{Usage, "to keep a generation needs the name of its group"}
 	}
 	return s.Backend.Keep(r.Context(), q, requester(r.Context()))
+}
+
+func (s *Server) drift(r *request) (any, error) {
+	var q driftRequest
+	if err := r.body(&q); err != nil {
+		return nil, err
+	}
+	list, err := s.Backend.Drift(r.Context(), q.Groups)
+	return List[Drift](list), err
 }
 
 func (s *Server) retry(r *request) (any, error) {
