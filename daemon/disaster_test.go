@@ -557,6 +557,39 @@ func TestHSMFailsUnderRotations(t *testing.T) {
 	w.checkEvents(true)
 }
 
+// A call into the HSM that never returns ends byokd, to be restarted; then the
+// rotation goes on.
+func TestHSMHangs(t *testing.T) {
+	w := newWorld(t)
+	faults := hsmtest.NewFaults()
+	w.hsm = []hsm.Option{hsm.WithLibrary(faults.Wrap)}
+	toml, err := os.ReadFile(w.path("byokd.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.write("byokd.toml", strings.Replace(string(toml), "[hsm.main]\n", "[hsm.main]\ncall_timeout = \"5s\"\n", 1))
+	w.group("payments", every, "")
+	w.start()
+	w.untilGeneration("payments", 1)
+	hanging, release := faults.Hang("C_WrapKey")
+	defer release()
+	w.askRotation("payments")
+	<-hanging
+	err = <-w.ended
+	w.ended = nil
+	w.client.Close()
+	var ee *daemon.ExitError
+	if !errors.As(err, &ee) || ee.Status != daemon.ExitRestart || !strings.Contains(err.Error(), "[hsm.main] has not returned within call_timeout") {
+		t.Fatalf("byokd ends with %v", err)
+	}
+	release()
+	faults.Finalize() // as the end of the process does
+	w.start()
+	w.untilGeneration("payments", 2)
+	w.until("all events are on the bus", func() bool { return w.pending() == 0 })
+	w.checkKeys(map[string]int{"payments": 2})
+}
+
 // An HSM that goes away in the middle of rotations, and comes back.
 func TestHSMUnplugged(t *testing.T) {
 	w := newWorld(t)

@@ -28,6 +28,7 @@ import (
 type outcome struct {
 	generations int
 	alias       string         // "": the group's own
+	inPlace     bool           // one KMS key has the material of all generations
 	states      map[int]string // of KMS keys by generation; those not named are Enabled
 	events      map[string]int // by detail type, without doubles
 	check       func(m *machine, key func(generation int) awssim.Key)
@@ -38,6 +39,7 @@ const (
 	synchronized = "KMS Key Synchronized"
 	deleted      = "KMS Key Material Deleted"
 	disabled     = "KMS Key Disabled"
+	rotated      = "KMS Key Material Rotated"
 )
 
 // A killing is something that byokd does while it is killed. A new one is an
@@ -77,6 +79,8 @@ var killings = []killing{
 	{name: "rotation and retirement",
 		made: define("every = \"90d\"\ndisable_previous = true\ndisable_previous_after = \"0s\"", "alias/"+group, ""), ask: rotate,
 		want: outcome{generations: 2, states: map[int]string{1: "Disabled"}, events: map[string]int{moved: 2, disabled: 1}}},
+	{name: "rotation in place", made: define("every = \"90d\"\nmode = \"in-place\"", "alias/"+group, ""), ask: rotate,
+		want: outcome{generations: 2, inPlace: true, events: map[string]int{moved: 1, rotated: 1}}},
 	{name: "synchronization, automatic", made: expiring, past: []func(*machine){rotate},
 		ask: define("every = \"90d\"\nkeep_valid_for = \"200d\"", "alias/"+group, "description = \"cards\"\ntags = {team = \"cards\"}"),
 		want: outcome{generations: 2, events: map[string]int{moved: 2, synchronized: 2}, check: func(m *machine, key func(int) awssim.Key) {
@@ -337,10 +341,14 @@ func (o outcome) reached(m *machine, group string) {
 		return o.is(m, group)
 	})
 	m.stop(syscall.SIGTERM)
+	newest, materials := o.generations, 1
+	if o.inPlace {
+		newest, materials = 1, o.generations
+	}
 	keys := make(map[int]awssim.Key)
 	for _, k := range m.sim.Keys(account, region) {
 		n, err := strconv.Atoi(k.Tags["byokd:generation"])
-		if other, there := keys[n]; err != nil || there || n > o.generations {
+		if other, there := keys[n]; err != nil || there || n > newest {
 			t.Errorf("KMS key %s has tags %v; there is %s", k.ID, k.Tags, other.ID)
 		}
 		keys[n] = k
@@ -348,19 +356,19 @@ func (o outcome) reached(m *machine, group string) {
 		if state := o.states[n]; state != "" {
 			want = state
 		}
-		if k.State != want || len(k.Materials) != 1 {
+		if k.State != want || len(k.Materials) != materials {
 			t.Errorf("generation %d: KMS key %s is %s, want %s, with materials %+v", n, k.ID, k.State, want, k.Materials)
 		}
 	}
-	if len(keys) != o.generations {
-		t.Errorf("there are %d KMS keys, want %d", len(keys), o.generations)
+	if len(keys) != newest {
+		t.Errorf("there are %d KMS keys, want %d", len(keys), newest)
 	}
 	alias := o.alias
 	if alias == "" {
 		alias = "alias/" + group
 	}
-	if at := m.sim.Alias(account, region, alias); at != keys[o.generations].ID {
-		t.Errorf("%s points at %s, not at generation %d, %s", alias, at, o.generations, keys[o.generations].ID)
+	if at := m.sim.Alias(account, region, alias); at != keys[newest].ID {
+		t.Errorf("%s points at %s, not at that of generation %d, %s", alias, at, newest, keys[newest].ID)
 	}
 	if objects := m.objects(); objects != o.generations {
 		t.Errorf("there are %d objects on the token, want %d", objects, o.generations)
