@@ -470,9 +470,6 @@ func loadBytes(path, file string, data []byte, opts Options, dirs directories) (
 	d.decode(c)
 	c.resolve(opts)
 	d.checkConfig(c, opts, dirs)
-	for _, f := range laterConfig {
-		f.check(d, c)
-	}
 	if len(d.problems) > 0 {
 		d.problems.sort()
 		return nil, d.problems

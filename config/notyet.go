@@ -25,10 +25,6 @@ func (l later[T]) check(d *document, v *T) {
 	d.problemf(l.key, "this value is not yet supported: leave the key out%s", hint)
 }
 
-var laterConfig = []later[Config]{
-	{"page.listen", func(c *Config) bool { return c.Page.Listen != "" }, `""`},
-}
-
 var laterGroup = []later[Group]{
 	{"rotation.grants", func(g *Group) bool { return g.Rotation.Grants != "warn" }, `"warn"`},
 }

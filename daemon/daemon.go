@@ -332,9 +332,10 @@ func (d *Daemon) run(ctx context.Context) error {
 	loop("drift", d.watchDrift)
 	loop("reloads", d.reloads)
 	loop("clock", d.watchClock)
-	// These are in calls to modules, and to whoever reads metrics, all the time.
+	// These are in calls to modules, and to whoever reads metrics and page, all the time.
 	loops.Go(func() { d.tokens.run(ctx) })
 	loops.Go(func() { d.metrics.serve(ctx) })
+	loops.Go(func() { (&page{d: d, places: make(chan struct{}, pageAtOnce)}).serve(ctx) })
 	if d.Clock != nil {
 		d.Clock(d.wakeAll)
 	}

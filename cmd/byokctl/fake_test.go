@@ -132,6 +132,8 @@ func (f *fake) Audit(_ context.Context, filter control.AuditFilter) ([]control.A
 }
 
 func (f *fake) Jobs(_ context.Context, filter control.JobFilter) ([]control.JobSummary, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	var jobs []control.JobSummary
 	for _, j := range f.scenario.Jobs {
 		if (filter.Group == "" || filter.Group == j.Group) && (filter.State == "" || filter.State == j.State || filter.State == control.JobOpen && !j.Final()) &&
@@ -143,6 +145,8 @@ func (f *fake) Jobs(_ context.Context, filter control.JobFilter) ([]control.JobS
 }
 
 func (f *fake) Job(_ context.Context, id string) (control.Job, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	for _, j := range f.scenario.Jobs {
 		if j.ID == id {
 			return j, nil

@@ -30,9 +30,10 @@ each line is the job as it stands.`,
 			defer client.Close()
 			if follow {
 				if !t.json {
-					p := newProgress(t.out)
+					p := newProgress(newScreen(t.out), 1)
+					stop := p.run()
 					_, err := t.wait(ctx, client, args, p.show)
-					p.end()
+					stop()
 					return err
 				}
 				lines := json.NewEncoder(t.out)

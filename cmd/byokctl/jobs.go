@@ -12,6 +12,7 @@ import (
 
 func (t *tool) jobsCommand() *cobra.Command {
 	var filter control.JobFilter
+	states := append(slices.Clone(control.JobStates), control.JobOpen)
 	c := &cobra.Command{
 		Use:               "jobs",
 		Short:             "Show the jobs, newest first",
@@ -21,8 +22,8 @@ func (t *tool) jobsCommand() *cobra.Command {
 			switch {
 			case filter.Limit < 0:
 				return usage("--limit %d is not a number from 0", filter.Limit)
-			case filter.State != "" && !slices.Contains(control.JobStates, filter.State):
-				return usage("unknown state %q", filter.State).hint("--state %s", strings.Join(control.JobStates, ", "))
+			case filter.State != "" && !slices.Contains(states, filter.State):
+				return usage("unknown state %q", filter.State).hint("--state %s", strings.Join(states, ", "))
 			}
 			client, err := t.connect()
 			if err != nil {
@@ -41,6 +42,7 @@ func (t *tool) jobsCommand() *cobra.Command {
 				return nil
 			}
 			table := newTable("ID", "GROUP", "KIND", "GENERATION", "STATE", "TRIGGER", "CREATED", "FINISHED")
+			table.optional = []int{7, 5, 3}
 			for _, j := range jobs {
 				table.row(j.ID, j.Group, j.Kind, number(j.Generation), j.State, j.Trigger, minute(j.CreatedAt), minute(j.FinishedAt))
 				if n := outlook(j); n != "" {
@@ -51,11 +53,11 @@ func (t *tool) jobsCommand() *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&filter.Group, "group", "", "only those of group `G`")
-	c.Flags().StringVar(&filter.State, "state", "", "only those in state `S`: "+strings.Join(control.JobStates, ", "))
+	c.Flags().StringVar(&filter.State, "state", "", "only those in state `S`: "+strings.Join(control.JobStates, ", ")+"; or "+control.JobOpen+", not finished")
 	c.Flags().IntVar(&filter.Limit, "limit", 50, "the newest `N`; 0: all")
 	// Both fail only for a flag that does not exist.
 	_ = c.RegisterFlagCompletionFunc("group", t.completeGroups)
-	_ = c.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(control.JobStates, cobra.ShellCompDirectiveNoFileComp))
+	_ = c.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(states, cobra.ShellCompDirectiveNoFileComp))
 	t.jsonFlag(c)
 	return c
 }

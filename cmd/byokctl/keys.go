@@ -32,6 +32,7 @@ func (t *tool) keysCommand() *cobra.Command {
 				return nil
 			}
 			table := newTable("GENERATION", "STATE", "KEY ID", "HSM OBJECT", "CREATED", "VALID TO")
+			table.optional = []int{3, 4}
 			for _, k := range keys {
 				table.row(number(&k.Generation), k.State, text(k.KeyID), text(k.HSMLabel), minute(k.CreatedAt), minute(k.ValidTo))
 			}

@@ -3,7 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
+	"slices"
 	"strings"
 
 	"byokd/daemon/control"
@@ -11,13 +11,27 @@ import (
 	"github.com/spf13/cobra"
 )
 
+const (
+	noGroups = "no groups; put a file into groups_dir, for example groups.d/payments.toml"
+
+	// manyHealthy is how many healthy groups are shown one by one unless they are
+	// asked for.
+	manyHealthy = 20
+
+	// shared is how many groups must have the same problem for it to be told once,
+	// above them.
+	shared = 3
+)
+
 func (t *tool) statusCommand() *cobra.Command {
-	check := false
+	var all, check bool
 	c := &cobra.Command{
 		Use:   "status [GROUP...]",
 		Short: "Show the groups, worst first",
 		Long: `Show the groups, worst first: state, active generation and key, last and next
 rotation, expiry, problems; above them what is wrong with the daemon as a whole.
+Many healthy groups are counted, not listed, and on a terminal the list ends with
+the screen; --all shows all.
 
 With --check only what byokd cannot mend by itself is shown, and rotations that
 are overdue, and the exit status is 1 if there is any: for timers and monitoring.`,
@@ -26,16 +40,17 @@ are overdue, and the exit status is 1 if there is any: for timers and monitoring
 			if check {
 				return t.statusCheck(c.Context(), groups)
 			}
-			return t.status(c.Context(), groups)
+			return t.status(c.Context(), groups, all)
 		},
 	}
-	t.jsonFlag(c)
+	c.Flags().BoolVar(&all, "all", false, "list all groups, however many and however healthy")
 	c.Flags().BoolVar(&check, "check", false, "show only what needs a person, and exit with 1 if anything does")
+	t.jsonFlag(c)
 	c.MarkFlagsMutuallyExclusive("check", "json")
 	return c
 }
 
-func (t *tool) status(ctx context.Context, names []string) error {
+func (t *tool) status(ctx context.Context, names []string, all bool) error {
 	client, err := t.connect()
 	if err != nil {
 		return err
@@ -52,28 +67,166 @@ func (t *tool) status(ctx context.Context, names []string) error {
 	if err != nil {
 		return err
 	}
-	printNotes(t.out, notes(daemon, control.BuildVersion(version)))
+	s := newScreen(t.out)
+	return s.status(groups, notes(daemon, control.BuildVersion(version)), daemon.Host, all || len(names) > 0)
+}
+
+// status prints groups, worst first as they come, with notes on the daemon.
+func (s screen) status(groups []control.GroupStatus, notes []string, host string, all bool) error {
+	common := commonProblems(groups)
+	for _, p := range common {
+		notes = append(notes, fmt.Sprintf("%d groups have problem %s", p.groups, p.Problem))
+	}
+	var head strings.Builder
+	if len(groups) > 0 {
+		next := ""
+		if g := nextGroup(groups); g.Group != "" {
+			next = fmt.Sprintf("; next rotation %s, %s", oneLine(g.Group), minute(g.NextRotation))
+		}
+		fmt.Fprintln(&head, s.wrap(s.paint(bold, host+":")+" "+s.counts(groups)+next, 0))
+	}
+	for _, n := range notes {
+		fmt.Fprintln(&head, s.paint(red, "!"), s.wrap(oneLine(n), 2))
+	}
+	if head.Len() > 0 {
+		fmt.Fprintln(&head)
+	}
 	if len(groups) == 0 {
-		fmt.Fprintln(t.out, "no groups; put a file into groups_dir, for example groups.d/payments.toml")
-		return nil
+		fmt.Fprintln(&head, noGroups)
 	}
-	table := newTable("GROUP", "STATE", "ACTIVE", "KEY ID", "LAST ROTATION", "NEXT ROTATION", "EXPIRES")
-	for _, g := range groups {
-		expires := minute(g.Active.ValidTo)
-		if g.Active.Generation != nil && g.Active.ValidTo.IsZero() {
-			expires = "never"
-		}
-		table.row(g.Group, g.State, number(g.Active.Generation), text(g.Active.KeyID),
-			minute(g.LastRotation), minute(g.NextRotation), expires)
-		for _, p := range g.Problems {
-			note := p.Code + ": " + p.Message
-			if !p.Since.IsZero() {
-				note += " (since " + minute(p.Since) + ")"
+	if _, err := fmt.Fprint(s, head.String()); err != nil || len(groups) == 0 {
+		return err
+	}
+	listed := groups
+	if !all {
+		// Below are the table's header, a line about the rest, and the prompt.
+		listed = s.worst(groups, common, s.height-strings.Count(head.String(), "\n")-5)
+	}
+	if len(listed) > 0 {
+		table := newTable("GROUP", "STATE", "ACTIVE", "KEY ID", "LAST ROTATION", "NEXT ROTATION", "EXPIRES")
+		table.optional = []int{3, 4, 2}
+		for _, g := range listed {
+			table.row(oneLine(g.Group), g.State, number(g.Active.Generation), text(g.Active.KeyID),
+				minute(g.LastRotation), minute(g.NextRotation), expires(g))
+			for _, p := range g.Problems {
+				if !isCommon(common, p) {
+					table.note(p.String())
+				}
 			}
-			table.note(note)
+		}
+		if err := table.printOn(s); err != nil {
+			return err
 		}
 	}
-	return table.print(t.out)
+	if left := groups[len(listed):]; len(left) > 0 {
+		if len(listed) > 0 {
+			fmt.Fprintln(s)
+		}
+		fmt.Fprintln(s, s.wrap("not listed: "+s.counts(left)+"; byokctl status --all lists them", 0))
+	}
+	return nil
+}
+
+// worst is what is listed unless all are asked for: groups that are not healthy,
+// on a terminal as many as lines allow, and healthy ones where they are few.
+func (s screen) worst(groups []control.GroupStatus, common []commonProblem, lines int) []control.GroupStatus {
+	healthy := 0
+	for _, g := range groups {
+		if isHealthy(g) {
+			healthy++
+		}
+	}
+	listed := 0
+	for _, g := range groups {
+		if isHealthy(g) && healthy > manyHealthy {
+			break
+		}
+		lines--
+		for _, p := range g.Problems {
+			if !isCommon(common, p) {
+				lines -= 1 + strings.Count(s.wrap(oneLine(p.String()), 2), "\n")
+			}
+		}
+		if s.live && listed > 0 && lines < 0 {
+			break
+		}
+		listed++
+	}
+	return groups[:listed]
+}
+
+func isHealthy(g control.GroupStatus) bool { return g.State == control.GroupOK && len(g.Problems) == 0 }
+
+// counts says how many groups are in which state.
+func (s screen) counts(groups []control.GroupStatus) string {
+	n := make(map[string]int)
+	var order []string
+	for _, g := range groups {
+		if n[g.State]++; n[g.State] == 1 {
+			order = append(order, g.State)
+		}
+	}
+	var parts []string
+	for _, state := range order {
+		parts = append(parts, s.paint(stateColor(state), fmt.Sprintf("%d %s", n[state], state)))
+	}
+	if len(groups) == 1 {
+		return "1 group: " + parts[0]
+	}
+	return fmt.Sprintf("%d groups: %s", len(groups), strings.Join(parts, ", "))
+}
+
+// nextGroup is the group that rotates next; one without a name: none does.
+func nextGroup(groups []control.GroupStatus) (next control.GroupStatus) {
+	for _, g := range groups {
+		if !g.NextRotation.IsZero() && (next.Group == "" || g.NextRotation.Before(next.NextRotation.Time)) {
+			next = g
+		}
+	}
+	return next
+}
+
+func expires(g control.GroupStatus) string {
+	if g.Active.Generation != nil && g.Active.ValidTo.IsZero() {
+		return "never"
+	}
+	return minute(g.Active.ValidTo)
+}
+
+// A commonProblem is one that several groups have.
+type commonProblem struct {
+	control.Problem
+	groups int
+}
+
+func sameProblem(a, b control.Problem) bool { return a.Code == b.Code && a.Message == b.Message }
+
+// commonProblems are those that are told once for all their groups.
+func commonProblems(groups []control.GroupStatus) []commonProblem {
+	type key struct{ code, message string }
+	count := make(map[key]*commonProblem)
+	var order []*commonProblem
+	for _, g := range groups {
+		for _, p := range g.Problems {
+			k := key{p.Code, p.Message}
+			if count[k] == nil {
+				count[k] = &commonProblem{Problem: p}
+				order = append(order, count[k])
+			}
+			count[k].groups++
+		}
+	}
+	var common []commonProblem
+	for _, p := range order {
+		if p.groups >= shared {
+			common = append(common, *p)
+		}
+	}
+	return common
+}
+
+func isCommon(common []commonProblem, p control.Problem) bool {
+	return slices.ContainsFunc(common, func(c commonProblem) bool { return sameProblem(c.Problem, p) })
 }
 
 // statusCheck fails where a person must act. It prints nothing else.
@@ -119,7 +272,7 @@ func alarms(d control.DaemonStatus, groups []control.GroupStatus) []string {
 		}
 		for _, p := range g.Problems {
 			switch p.Code {
-			case "invalid", "overdue", "discarded", "event-parked", "database":
+			case "invalid", "overdue", "discarded", "event-parked", "hook-failed", "database":
 			default:
 				if !strings.HasPrefix(p.Code, "waiting-") {
 					continue
@@ -133,46 +286,9 @@ func alarms(d control.DaemonStatus, groups []control.GroupStatus) []string {
 
 // notes returns what a person should know of the daemon as a whole.
 func notes(d control.DaemonStatus, own control.Version) []string {
-	var notes []string
-	note := func(format string, args ...any) { notes = append(notes, fmt.Sprintf(format, args...)) }
-	if !d.Designated {
-		note("not designated: %s changes nothing in AWS and HSM (designated = false in %s)", d.Host, d.Config)
-	}
-	if !d.LastReload.OK {
-		note("byokd.toml could not be reloaded (%s), what was read before still holds: %s", minute(d.LastReload.At), d.LastReload.Error)
-	}
-	for _, h := range d.HSMs {
-		switch {
-		case h.LoginBlocked != "":
-			note("HSM %s: no login: %s; when the PIN is right: byokctl hsm --login %s", h.Name, h.LoginBlocked, h.Name)
-		case h.Error != "":
-			note("HSM %s is %s: %s", h.Name, h.State, h.Error)
-		case !h.Connected:
-			note("HSM %s is %s", h.Name, h.State)
-		}
-	}
-	if d.Outbox.Pending > 0 || d.Outbox.Parked > 0 {
-		note("events not sent: %d waiting, %d parked", d.Outbox.Pending, d.Outbox.Parked)
-	}
-	for _, e := range d.Endpoints {
-		where := ""
-		if e.Region != "" {
-			where = " in " + string(e.Region)
-		}
-		note("endpoint of %s%s is overridden: %s", e.Service, where, e.URL)
-	}
+	notes := d.Notes()
 	if d.Version.Version != own.Version {
-		note("byokd is version %s and byokctl %s; restart byokd to have it take over", d.Version.Version, own.Version)
+		notes = append(notes, fmt.Sprintf("byokd is version %s and byokctl %s; restart byokd to have it take over", d.Version.Version, own.Version))
 	}
 	return notes
-}
-
-// printNotes prints the notes with a line below them, if there are any.
-func printNotes(w io.Writer, notes []string) {
-	for _, n := range notes {
-		fmt.Fprintln(w, "!", n)
-	}
-	if len(notes) > 0 {
-		fmt.Fprintln(w)
-	}
 }
