@@ -102,28 +102,47 @@ func (r *run) chooseKey(ctx context.Context, own Generation) (old Generation, wh
 	if err != nil {
 		return old, "", false, err
 	}
-	if err := r.foreignPending(key.ID, materials, own); err != nil {
+	why, mend, err := r.hindrance(ctx, key, materials, own)
+	switch {
+	case err != nil:
 		return old, "", false, err
-	}
-	why, mend := "", ""
-	left := rotationsLeft(materials)
-	switch deleted := r.deletedIn(key.ID, materials); {
-	case left == 0:
-		why = fmt.Sprintf("KMS key %s has used up its %d rotations", key.ID, MaxRotations)
-		mend = `write mode = "auto" under [rotation]: a fresh KMS key is made and the alias moved to it`
-	case key.State == "Disabled":
-		why = fmt.Sprintf("KMS key %s is disabled", key.ID)
-		mend = "enable it in KMS, then run byokctl retry"
-	case deleted != nil:
-		why = fmt.Sprintf("the material of generation %d was deleted on request, which makes KMS key %s unusable", deleted.Number, key.ID)
-		mend = fmt.Sprintf("bring it back with byokctl sync %s --generation %d, then run byokctl retry", r.job.Group, deleted.Number)
-	default:
-		return old, fmt.Sprintf("in place: KMS key %s gets the new key material; %d of its %d rotations were left", key.ID, left, MaxRotations), true, nil
-	}
-	if r.def.Mode == modeAuto {
+	case why == "":
+		return old, fmt.Sprintf("in place: KMS key %s gets the new key material; %d of its %d rotations were left", key.ID, rotationsLeft(materials), MaxRotations), true, nil
+	case r.def.Mode == modeAuto:
 		return old, why, false, nil
 	}
-	return old, "", false, operator(WaitConfig, `%s, so it cannot be rotated in place (mode = "in-place"): %s`, why, mend)
+	return old, "", false, hindered(why, mend)
+}
+
+// hindrance says why a key cannot be rotated in place, and what a person can do
+// about it; "" where it can.
+func (r *run) hindrance(ctx context.Context, key Key, materials []Material, own Generation) (why, mend string, err error) {
+	if err := r.foreignPending(key.ID, materials, own); err != nil {
+		return "", "", err
+	}
+	lost, err := r.lostIn(ctx, key.ID, materials, own)
+	if err != nil {
+		return "", "", err
+	}
+	switch deleted := r.deletedIn(key.ID, materials); {
+	case rotationsLeft(materials) == 0:
+		return fmt.Sprintf("KMS key %s has used up its %d rotations", key.ID, MaxRotations),
+			`write mode = "auto" under [rotation]: a fresh KMS key is made and the alias moved to it`, nil
+	case key.State == "Disabled":
+		return fmt.Sprintf("KMS key %s is disabled", key.ID), "enable it in KMS, then run byokctl retry", nil
+	case deleted != nil:
+		return fmt.Sprintf("the material of generation %d was deleted on request, which makes KMS key %s unusable", deleted.Number, key.ID),
+			fmt.Sprintf("bring it back with byokctl sync %s --generation %d, then run byokctl retry", r.job.Group, deleted.Number), nil
+	case lost != nil:
+		return fmt.Sprintf("KMS key %s needs the material of generation %d again, whose HSM object %s is not on the token", key.ID, lost.Number, lost.HSMLabel),
+			"restore it from the HSM's backup, then run byokctl retry", nil
+	}
+	return "", "", nil
+}
+
+// hindered is the fault of a key that cannot be rotated in place.
+func hindered(why, mend string) error {
+	return operator(WaitConfig, `%s, so it cannot be rotated in place (mode = "in-place"): %s`, why, mend)
 }
 
 // foreignPending is the fault of a key in which material of somebody else waits
@@ -149,9 +168,27 @@ func (r *run) deletedIn(keyID string, materials []Material) *Generation {
 	return nil
 }
 
+// lostIn returns another generation of the key whose material a rotation imports
+// again, and whose HSM object is lost.
+func (r *run) lostIn(ctx context.Context, keyID string, materials []Material, own Generation) (*Generation, error) {
+	for _, g := range materialsOf(r.generations, keyID) {
+		m, ok := materialIn(materials, g)
+		id, err := hsmID(g)
+		if !ok || g.Number == own.Number || !r.renews(m) || err != nil {
+			continue
+		}
+		if err := r.hsm.Find(ctx, g.HSMLabel, id); errors.Is(err, ErrNotFound) {
+			return &g, nil
+		} else if err != nil {
+			return nil, err
+		}
+	}
+	return nil, nil
+}
+
 // stillInPlace gives a generation up that was to be rotated in place, where the
-// definition or the alias meanwhile want something else.
-func (r *run) stillInPlace(ctx context.Context, g Generation) error {
+// definition, the alias or the key meanwhile ask for something else.
+func (r *run) stillInPlace(ctx context.Context, g Generation, key Key, materials []Material) error {
 	if r.def.Mode != modeInPlace && r.def.Mode != modeAuto {
 		return r.restart(ctx, g, "the definition no longer asks for a rotation in place")
 	}
@@ -162,7 +199,14 @@ func (r *run) stillInPlace(ctx context.Context, g Generation) error {
 	if now.ID != "" && now.ID != g.KeyID {
 		return r.restart(ctx, g, fmt.Sprintf("%s points at KMS key %s now, not at %s", r.def.Alias, now.ID, g.KeyID))
 	}
-	return nil
+	why, mend, err := r.hindrance(ctx, key, materials, g)
+	switch {
+	case err != nil || why == "":
+		return err
+	case r.def.Mode == modeAuto:
+		return r.restart(ctx, g, why)
+	}
+	return hindered(why, mend)
 }
 
 // importInPlace imports the generation's material beside what its KMS key has,
@@ -174,18 +218,12 @@ func importInPlace(ctx context.Context, r *run, g Generation, key Key, s *Step) 
 	}
 	own, there := materialIn(materials, g)
 	if !there || own.pending() {
-		if err := r.stillInPlace(ctx, g); err != nil {
-			return Change{}, err
-		}
-		if err := r.foreignPending(g.KeyID, materials, g); err != nil {
+		if err := r.stillInPlace(ctx, g, key, materials); err != nil {
 			return Change{}, err
 		}
 	}
 	if there && own.State == materialOld {
 		return Change{}, r.restart(ctx, g, fmt.Sprintf("KMS key %s has been rotated past its material", g.KeyID))
-	}
-	if key.State == "Disabled" {
-		return Change{}, notReadyInPlace(key)
 	}
 	if err := r.renew(ctx, g, materials, s); err != nil {
 		return Change{}, err
@@ -244,13 +282,8 @@ func (r *run) renew(ctx context.Context, g Generation, materials []Material, s *
 		if err != nil {
 			return err
 		}
-		begun := slices.Contains(intent.Others, other.Number)
-		if m.Imported && r.lasts(m.ValidTo) && !begun {
+		if !r.renews(m) && !slices.Contains(intent.Others, other.Number) {
 			continue
-		}
-		if !m.Imported && !other.MaterialDeletedAt.IsZero() {
-			return operator(WaitConfig, "the material of generation %d was deleted on request, which makes KMS key %s unusable: "+
-				"bring it back with byokctl sync %s --generation %d, then run byokctl retry", other.Number, g.KeyID, r.job.Group, other.Number)
 		}
 		other.MaterialID = m.ID
 		if other, err = r.importMaterial(ctx, other, false, func() error { return r.importSent(ctx, s, other.Number) }); err != nil {
@@ -270,6 +303,10 @@ func (r *run) renew(ctx context.Context, g Generation, materials []Material, s *
 	return nil
 }
 
+// renews reports whether a material of the key is imported again when the key is
+// rotated.
+func (r *run) renews(m Material) bool { return !m.Imported || !r.lasts(m.ValidTo) }
+
 // lasts reports whether a ValidTo is not much earlier than that of an import sent
 // now: attempts that wait for a person do not import everything again.
 func (r *run) lasts(have time.Time) bool {
@@ -280,11 +317,8 @@ func (r *run) lasts(have time.Time) bool {
 	return want.Sub(have).Abs() <= min(renewAfter, r.def.KeepValidFor/2)
 }
 
-func notReadyInPlace(key Key) error {
-	return operator(WaitConfig, "KMS key %s is in state %s and cannot be rotated in place: enable it in KMS, then run byokctl retry", key.ID, key.State)
-}
-
-// readyInPlace returns the generation's material when its KMS key can be rotated.
+// readyInPlace returns the generation's material when its KMS key can be
+// rotated, or has been.
 func (r *run) readyInPlace(ctx context.Context, g Generation) (own Material, materials []Material, err error) {
 	key, err := r.key(ctx, g)
 	if err != nil {
@@ -296,26 +330,24 @@ func (r *run) readyInPlace(ctx context.Context, g Generation) (own Material, mat
 	own, there := materialIn(materials, g)
 	switch {
 	case there && own.State == materialOld:
-		return own, nil, r.restart(ctx, g, fmt.Sprintf("KMS key %s has been rotated past its material", g.KeyID))
+		err = r.restart(ctx, g, fmt.Sprintf("KMS key %s has been rotated past its material", g.KeyID))
 	case !there || !own.Imported || key.State == "PendingImport":
-		return own, nil, r.importAgain(ctx, g)
-	case key.State != "Enabled":
-		return own, nil, notReadyInPlace(key)
+		err = r.importAgain(ctx, g)
+	case own.pending():
+		err = r.stillInPlace(ctx, g, key, materials)
 	}
-	return own, materials, nil
+	if err == nil && key.State != "Enabled" {
+		err = operator(WaitConfig, "KMS key %s is in state %s: enable it in KMS, then run byokctl retry", key.ID, key.State)
+	}
+	return own, materials, err
 }
 
 // verifyInPlace proves what can be proven before the rotation: that the material
 // waits in the key, and that the key can be used.
 func verifyInPlace(ctx context.Context, r *run, g Generation, s *Step) (Change, error) {
-	own, materials, err := r.readyInPlace(ctx, g)
+	own, _, err := r.readyInPlace(ctx, g)
 	if err != nil {
 		return Change{}, err
-	}
-	if own.pending() {
-		if err := r.foreignPending(g.KeyID, materials, g); err != nil {
-			return Change{}, err
-		}
 	}
 	how, err := r.prove(ctx, g)
 	if err != nil {
@@ -352,7 +384,7 @@ func activateInPlace(ctx context.Context, r *run, g Generation, s *Step) (Change
 				intent = rotateIntent{KeyID: g.KeyID, From: materials[i].ID}
 			}
 		}
-		if err := r.rotateKey(ctx, &g, intent, materials, s); err != nil {
+		if err := r.rotateKey(ctx, &g, intent, s); err != nil {
 			return Change{}, err
 		}
 		if materials, err = r.kms.KeyMaterials(ctx, g.KeyID); err != nil {
@@ -366,6 +398,10 @@ func activateInPlace(ctx context.Context, r *run, g Generation, s *Step) (Change
 	now, err := r.ownAlias(ctx)
 	if err != nil {
 		return Change{}, err
+	}
+	if now.ID != "" && now.ID != g.KeyID {
+		return Change{}, operator(WaitAlias, "%s was moved by somebody else: it points at KMS key %s, and this job has rotated KMS key %s; "+
+			"point it back at that one and run byokctl retry, or cancel the job", r.def.Alias, now.ID, g.KeyID)
 	}
 
 	var c Change
@@ -402,7 +438,7 @@ func activateInPlace(ctx context.Context, r *run, g Generation, s *Step) (Change
 // rotateKey has KMS make the generation's material the current one, and returns
 // when it is. It is asked once: what an unanswered request has brought about is
 // waited for first.
-func (r *run) rotateKey(ctx context.Context, g *Generation, intent rotateIntent, materials []Material, s *Step) error {
+func (r *run) rotateKey(ctx context.Context, g *Generation, intent rotateIntent, s *Step) error {
 	isCurrent := func() (bool, error) {
 		materials, err := r.kms.KeyMaterials(ctx, g.KeyID)
 		if err != nil {
@@ -418,12 +454,12 @@ func (r *run) rotateKey(ctx context.Context, g *Generation, intent rotateIntent,
 			return err
 		}
 	}
-	started, err := r.kms.RotationStarted(ctx, g.KeyID)
+	running, err := r.rotating(ctx, g.KeyID)
 	if err != nil {
 		return err
 	}
-	if started.IsZero() {
-		if err := r.mayBeRotated(ctx, *g, materials); err != nil {
+	if !running {
+		if err := r.hasObject(ctx, *g); err != nil {
 			return err
 		}
 		s.Data = mustJSON(intent)
@@ -460,16 +496,19 @@ func (r *run) rotateKey(ctx context.Context, g *Generation, intent rotateIntent,
 	return r.poll(ctx, what, isCurrent)
 }
 
-// mayBeRotated returns nil when the key may be rotated to the generation's
-// material: the alias is as it was, nothing else is pending, and the material is
-// in the HSM, since without it the key cannot be brought back one day.
-func (r *run) mayBeRotated(ctx context.Context, g Generation, materials []Material) error {
-	if err := r.stillInPlace(ctx, g); err != nil {
-		return err
+// rotating reports whether a rotation of the key is under way. Of a key whose
+// material is missing KMS does not say; it cannot be rotated either.
+func (r *run) rotating(ctx context.Context, keyID string) (bool, error) {
+	started, err := r.kms.RotationStarted(ctx, keyID)
+	if ClassOf(err) == Permanent {
+		return false, nil
 	}
-	if err := r.foreignPending(g.KeyID, materials, g); err != nil {
-		return err
-	}
+	return !started.IsZero(), err
+}
+
+// hasObject returns nil when the generation's material is in the HSM: without it
+// the key that is rotated to it could not be brought back one day.
+func (r *run) hasObject(ctx context.Context, g Generation) error {
 	id, err := hsmID(g)
 	if err != nil {
 		return err
@@ -497,11 +536,11 @@ func (r *run) giveUpInPlace(ctx context.Context, g Generation, why string, steps
 	}
 	if there && !g.ActivatedAt.IsZero() {
 		// A rotation may have been asked for.
-		started, err := r.kms.RotationStarted(ctx, g.KeyID)
+		running, err := r.rotating(ctx, g.KeyID)
 		if err != nil {
 			return err
 		}
-		if !started.IsZero() || r.now().Sub(g.ActivatedAt).Abs() < goneAfter {
+		if running || r.now().Sub(g.ActivatedAt).Abs() < goneAfter {
 			return &Fault{Class: Transient, Err: fmt.Errorf("generation %d is to be given up (%s), but a rotation of KMS key %s may be under way: looking again", g.Number, why, g.KeyID)}
 		}
 	}

@@ -483,6 +483,9 @@ func (k *fakeKMS) RotateKeyOnDemand(ctx context.Context, id string) error {
 func (k *fakeKMS) RotationStarted(ctx context.Context, id string) (at time.Time, err error) {
 	err = k.do(ctx, "RotationStarted", false, func() error {
 		key, err := k.key(id)
+		if err == nil && key.State == "PendingImport" {
+			return &lifecycle.Fault{Class: lifecycle.Permanent, Err: fmt.Errorf("origin of %s is not valid for this operation", id)}
+		}
 		if err == nil && k.w.now.Sub(key.started) >= k.lateMaterials {
 			at = key.started
 		}

@@ -23,6 +23,7 @@ func TestRandom(t *testing.T) {
 		w.lookAgain = true
 		w.maxAttempts = 400
 		def := definition()
+		def.Mode = rapid.SampledFrom([]string{"alias", "in-place", "auto"}).Draw(t, "mode")
 		w.rotate(def)
 		var rotation string // open, or ended
 
@@ -78,7 +79,10 @@ func TestRandom(t *testing.T) {
 				def.Policy = rapid.SampledFrom([]*string{nil, ptr(`{"p": 1}`), ptr(`{"p": 2}`)}).Draw(t, "policy")
 				def.Description = rapid.SampledFrom([]*string{nil, ptr("one"), ptr("two")}).Draw(t, "description")
 				def.KeepValidFor = rapid.SampledFrom([]time.Duration{0, 60 * days, 365 * days}).Draw(t, "keep_valid_for")
-				def.DisablePrevious = rapid.Bool().Draw(t, "disable_previous")
+				if rapid.IntRange(0, 3).Draw(t, "change of mode") == 0 {
+					def.Mode = rapid.SampledFrom([]string{"alias", "in-place", "auto"}).Draw(t, "mode")
+				}
+				def.DisablePrevious = rapid.Bool().Draw(t, "disable_previous") && def.Mode != "in-place"
 				def.DisablePreviousAfter = rapid.SampledFrom([]time.Duration{0, 24 * time.Hour}).Draw(t, "disable_previous_after")
 				def.Verify = rapid.SampledFrom([]string{"auto", "crypto", "describe"}).Draw(t, "verify")
 				if err := do(w.journal.enqueue(lifecycle.Synchronize, def, lifecycle.Request{}, "watch")); lifecycle.ClassOf(err) == lifecycle.Permanent {
@@ -131,14 +135,21 @@ func TestRandom(t *testing.T) {
 					w.hsm.lose(g.HSMID)
 				}
 			},
+			"somebody uses up rotations": func() {
+				if g, ok := activeOf(w); ok && w.kms.look(g.KeyID) != nil {
+					w.kms.keys[g.KeyID].use(rapid.IntRange(1, lifecycle.MaxRotations).Draw(t, "rotations"))
+				}
+			},
 			"somebody takes a permission, or gives it": func() {
-				op := rapid.SampledFrom([]string{"CreateKey", "ImportKeyMaterial", "Encrypt", "UpdateAlias", "CreateAlias", "PutKeyPolicy", "TagKey", "DisableKey", "ScheduleDeletion"}).Draw(t, "operation")
+				op := rapid.SampledFrom([]string{"CreateKey", "ImportKeyMaterial", "Encrypt", "UpdateAlias", "CreateAlias", "PutKeyPolicy", "TagKey", "DisableKey", "ScheduleDeletion", "RotateKeyOnDemand", "DeleteKeyMaterial"}).Draw(t, "operation")
 				w.kms.denied[op] = !w.kms.denied[op]
 			},
 			"AWS is slow": func() {
 				w.kms.lateKeys = time.Duration(rapid.IntRange(0, 5).Draw(t, "keys")) * time.Second
 				w.kms.lateTags = time.Duration(rapid.IntRange(0, 200).Draw(t, "tags")) * time.Second
 				w.kms.lateAliases = time.Duration(rapid.IntRange(0, 20).Draw(t, "aliases")) * time.Second
+				w.kms.lateMaterials = time.Duration(rapid.IntRange(0, 20).Draw(t, "materials")) * time.Second
+				w.kms.rotationTime = time.Duration(rapid.IntRange(0, 200).Draw(t, "rotation")) * time.Second
 			},
 			"the daemon starts": func() { w.reconcileUntilDone(def) },
 			"the database is lost": func() {
@@ -165,7 +176,7 @@ func TestRandom(t *testing.T) {
 		// Left in peace, with what a person is asked to mend mended.
 		clear(w.kms.denied)
 		w.kms.onMove = nil
-		w.kms.lateKeys, w.kms.lateTags, w.kms.lateAliases = 0, 0, 0
+		w.kms.lateKeys, w.kms.lateTags, w.kms.lateAliases, w.kms.lateMaterials = 0, 0, 0, 0
 		w.advance(time.Hour)
 		for _, id := range w.journal.order {
 			if row := w.journal.jobs[id]; open(id) && row.req.Asked {
@@ -195,6 +206,8 @@ func TestRandom(t *testing.T) {
 			case lifecycle.WaitingFor(err) == lifecycle.WaitConfig && w.journal.jobs[id].kind == lifecycle.Synchronize && len(w.hsm.lost) > 0:
 				w.journal.finish(id, "discarded") // the object of an old generation is lost
 			case lifecycle.WaitingFor(err) == lifecycle.WaitUse: // time heals that
+			case lifecycle.WaitingFor(err) == lifecycle.WaitConfig && w.journal.jobs[id].def.Mode == "in-place":
+				w.journal.jobs[id].def.Mode = "auto" // as the message says, or instead of what it says
 			case lifecycle.WaitingFor(err) == lifecycle.WaitAlias:
 				w.followAlias(id, def.Alias)
 			case err != nil:
@@ -202,6 +215,9 @@ func TestRandom(t *testing.T) {
 			}
 		}
 		def.DisablePrevious = false
+		if def.Mode == "in-place" {
+			def.Mode = "auto"
+		}
 		if _, err := w.try(def); err != nil {
 			t.Fatalf("the last rotation: %v", err)
 		}

@@ -293,9 +293,6 @@ func create(ctx context.Context, r *run, s *Step) (Change, error) {
 		return Change{}, err
 	}
 	if g.KeyID != "" && r.inPlace(g) {
-		if err := r.stillInPlace(ctx, g); err != nil {
-			return Change{}, err
-		}
 		return r.skip(s, "in place: KMS key "+g.KeyID+" gets the new key material")
 	}
 	if g.KeyID != "" {
