@@ -416,6 +416,8 @@ func (k *fakeKMS) DeleteKeyMaterial(ctx context.Context, id, material string) er
 			k.w.t.Errorf("DeleteKeyMaterial %s, and nobody has asked for it", id)
 		case m != nil:
 			key.forgetOld(m)
+		case material == "" && len(key.old) > 0:
+			k.w.t.Errorf("DeleteKeyMaterial of %s, which has several, and does not say which", id)
 		case material == "" || material == key.MaterialID:
 			key.forget()
 		default:

@@ -593,11 +593,11 @@ func (rec *reconciliation) stages(ctx context.Context) error {
 		g := rec.byNumber[n]
 		if materials := rec.listed[g.KeyID]; len(materials) > 1 {
 			// Of a key that has been rotated only the pending material was never active.
-			if m, ok := materialIn(materials, g); !ok || n <= current || !m.pending() || !g.DeletionDate.IsZero() {
-				continue
+			// What is before one that was active is not gone on with either.
+			if m, ok := materialIn(materials, g); ok && m.pending() && n > current && g.DeletionDate.IsZero() {
+				g.Stage = PreActive
+				rec.put(g)
 			}
-			g.Stage = PreActive
-			rec.put(g)
 			return nil
 		}
 		if n <= current || g.Stage != Previous || g.HSMID == "" || !g.DeletionDate.IsZero() || !g.DisabledAt.IsZero() {

@@ -484,10 +484,18 @@ func deleteMaterial(ctx context.Context, r *run, s *Step) (Change, error) {
 	if key.State == "PendingDeletion" {
 		return Change{}, &Fault{Class: Permanent, Err: fmt.Errorf("KMS key %s is scheduled for deletion", g.KeyID)}
 	}
+	if g.Stage == PreActive && r.inPlace(g) {
+		return r.skip(s, fmt.Sprintf("generation %d waits for its rotation: nothing was encrypted with its material, and a rotation that is given up deletes it", g.Number))
+	}
+	material := g.MaterialID
 	present := func() (bool, error) {
 		if r.shares(g) {
 			materials, err := r.kms.KeyMaterials(ctx, g.KeyID)
-			m, _ := materialIn(materials, g)
+			m, there := materialIn(materials, g)
+			if err == nil && !there {
+				err = &Fault{Class: Permanent, Err: fmt.Errorf("KMS key %s has no material of generation %d", g.KeyID, g.Number)}
+			}
+			material = m.ID
 			return m.Imported, err
 		}
 		key, err := r.kms.DescribeKey(ctx, g.KeyID)
@@ -511,7 +519,7 @@ func deleteMaterial(ctx context.Context, r *run, s *Step) (Change, error) {
 			return Change{}, err
 		}
 		r.log.Warn("key material is deleted, as was asked", "generation", g.Number, "key_id", g.KeyID, "effect", loss)
-		if err := r.kms.DeleteKeyMaterial(ctx, g.KeyID, g.MaterialID); err != nil {
+		if err := r.kms.DeleteKeyMaterial(ctx, g.KeyID, material); err != nil {
 			return Change{}, err
 		}
 		if err := r.poll(ctx, "delete material of "+g.KeyID, func() (bool, error) {

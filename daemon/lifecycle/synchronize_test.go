@@ -459,3 +459,21 @@ func TestAliasCreatedBySomebodyElse(t *testing.T) {
 		t.Errorf("the alias points at %s", got)
 	}
 }
+
+// Material that waits for a rotation is not what a person means who asks for a
+// deletion, and least of all is the current one.
+func TestPendingMaterialIsNotDeleted(t *testing.T) {
+	w := newWorld(t)
+	def := definition()
+	def.Mode = "in-place"
+	w.rotate(def)
+	w.kms.denied["ImportKeyMaterial"] = true
+	w.drive(w.journal.enqueue(lifecycle.Rotate, def, lifecycle.Request{}, "schedule"), 0)
+	if g := w.generation(2); g.KeyID != w.generation(1).KeyID || g.MaterialID != "" {
+		t.Fatalf("generation 2 is %+v", g)
+	}
+	id := w.synchronize(def, lifecycle.Request{Asked: true, Generation: ptr(2), DeleteMaterial: true})
+	if s := w.step(id, "material"); s.State != lifecycle.Skipped || w.keyOf(1).State != "Enabled" {
+		t.Errorf("step %+v, the key is %s", s, w.keyOf(1).State)
+	}
+}
