@@ -122,8 +122,8 @@ func TestDriftOfEachKind(t *testing.T) {
 					t.Fatal(err)
 				}
 				w.pass(time.Hour)
-				w.until("an event", func() bool { return len(w.eventDetails("BYOK Drift Detected")) == 1 })
-				differences := w.eventDetails("BYOK Drift Detected")[0]["differences"].([]any)
+				w.until("an event", func() bool { return len(w.told("BYOK Drift Detected")) == 1 })
+				differences := w.told("BYOK Drift Detected")[0]["differences"].([]any)
 				if d := differences[0].(map[string]any); len(differences) != 1 || d["kind"] != tt.kind || !strings.Contains(d["message"].(string), tt.say) {
 					t.Errorf("event: %v", differences)
 				}
@@ -142,7 +142,7 @@ func TestDriftOfEachKind(t *testing.T) {
 					if got := w.drifts("cards"); len(got) != 1 || got[0] != tt.kind {
 						t.Errorf("differs after it was asked: %v", got)
 					}
-					if got := len(w.eventDetails("BYOK Drift Detected")); got != 1 {
+					if got := len(w.told("BYOK Drift Detected")); got != 1 {
 						t.Errorf("%d events", got)
 					}
 					for _, j := range w.jobs("cards") {
@@ -159,7 +159,7 @@ func TestDriftOfEachKind(t *testing.T) {
 					w.pass(2 * time.Minute)
 					return w.status("cards").State == control.GroupOK
 				})
-				if got := len(w.eventDetails("KMS Key Synchronized")); got != 1 {
+				if got := len(w.told("KMS Key Synchronized")); got != 1 {
 					t.Errorf("%d events of what was repaired", got)
 				}
 				if k, _ := w.sim.Key(testAccount, testRegion, w.alias("cards")); k.State != "Enabled" || k.ID != *id(3) {
@@ -225,10 +225,10 @@ func TestNoFalseDrift(t *testing.T) {
 			}
 		}
 	}
-	if got := w.eventDetails("BYOK Drift Detected"); len(got) > 0 {
+	if got := w.told("BYOK Drift Detected"); len(got) > 0 {
 		t.Errorf("false drift: %v", got)
 	}
-	if got := w.eventDetails("KMS Key Synchronized"); len(got) > 0 {
+	if got := w.told("KMS Key Synchronized"); len(got) > 0 {
 		for _, e := range got {
 			if fmt.Sprint(e["actions"]) != "[material]" {
 				t.Errorf("synchronized: %v", e)
@@ -280,7 +280,7 @@ func TestDriftWhileAWSIsAway(t *testing.T) {
 	w.faults(nil, nil)
 	w.pass(10 * time.Minute)
 	w.until("it is compared again", func() bool { return w.problem("cards", "drift-check") == "" })
-	if got := len(w.eventDetails("BYOK Drift Detected")); got != 1 {
+	if got := len(w.told("BYOK Drift Detected")); got != 1 {
 		t.Errorf("%d events", got)
 	}
 
@@ -324,7 +324,7 @@ func TestDriftNotDesignated(t *testing.T) {
 		t.Errorf("asked: %+v, %v", found, err)
 	}
 	w.pass(2 * time.Hour)
-	if len(w.jobs("cards")) > 0 || len(w.drifts("cards")) > 0 || len(w.eventDetails("BYOK Drift Detected")) > 0 {
+	if len(w.jobs("cards")) > 0 || len(w.drifts("cards")) > 0 || len(w.told("BYOK Drift Detected")) > 0 {
 		t.Errorf("jobs %v, drift %v", w.jobs("cards"), w.drifts("cards"))
 	}
 }

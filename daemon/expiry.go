@@ -59,6 +59,13 @@ func needed(g lifecycle.Generation, generations []lifecycle.Generation) bool {
 	return false
 }
 
+// reimports reports whether a generation's material is imported again ahead of its
+// end. A rotation in place does that itself with what its KMS key needs.
+func reimports(g group, gen lifecycle.Generation, generations []lifecycle.Generation) bool {
+	r := g.def.Rotation
+	return gen.HSMID != "" && (r.OnExpiry == "reimport" || needed(gen, generations) && (r.OnExpiry != "rotate" || r.Mode == "alias"))
+}
+
 // renewedAt is when a generation's material is to be renewed; zero: it does not
 // expire.
 func renewedAt(g lifecycle.Generation) time.Time {
@@ -87,10 +94,11 @@ func (d *Daemon) renewal(g group, generations []lifecycle.Generation, next time.
 			continue
 		}
 		var job lifecycle.Kind
-		switch policy := g.def.Rotation.OnExpiry; {
-		case gen.HSMID != "" && (policy == "reimport" || needed(gen, generations)):
+		switch {
+		case reimports(g, gen, generations):
 			job = lifecycle.Synchronize
-		case policy == "rotate" && gen.Stage == lifecycle.Active && (next.IsZero() || !next.Before(gen.ValidTo.Add(-tickMargin))):
+		case g.def.Rotation.OnExpiry == "rotate" && (gen.Stage == lifecycle.Active || needed(gen, generations)) &&
+			(next.IsZero() || !next.Before(gen.ValidTo.Add(-tickMargin))):
 			job = lifecycle.Rotate
 		default:
 			continue
@@ -208,7 +216,7 @@ func (d *Daemon) renew(ctx context.Context, name string, generations []lifecycle
 			}
 		}
 		for _, gen := range generations { // what is due by now goes with it
-			if at := renewedAt(gen); !at.After(now) && decrypts(gen) && !gen.ValidTo.Before(a.request.ExpiringBefore) {
+			if at := renewedAt(gen); !at.IsZero() && !at.After(now) && decrypts(gen) && reimports(g, gen, generations) && !gen.ValidTo.Before(a.request.ExpiringBefore) {
 				a.request.ExpiringBefore = gen.ValidTo.Add(time.Second)
 			}
 		}
@@ -235,13 +243,13 @@ func (d *Daemon) expiryProblems(g group, v *view, next time.Time) (problems []co
 		}
 		key := fmt.Sprintf("generation %d, KMS key %s", gen.Number, gen.KeyID)
 		active := gen.Stage == lifecycle.Active
-		reimports := gen.HSMID != "" && (policy == "reimport" || needed(gen, generations))
+		anew := reimports(g, gen, generations)
 		keep := fmt.Sprintf("byokctl sync %s --generation %d imports it anew", g.name, gen.Number)
 		if gen.HSMID == "" {
 			keep = "byokd does not have its material and cannot import it anew"
 		}
 		switch {
-		case !v.now.Before(gen.ValidTo) && (active || reimports):
+		case !v.now.Before(gen.ValidTo) && (active || anew || needed(gen, generations)):
 			problems = append(problems, control.Problem{Code: "expired", Since: control.At(gen.ValidTo),
 				Message: fmt.Sprintf("%s: its key material expired at %s: nothing can be encrypted or decrypted under it; %s", key, gen.ValidTo.UTC().Format(time.RFC3339), keep)})
 		case warnedDays(gen, v.now) > 0:
@@ -251,9 +259,9 @@ func (d *Daemon) expiryProblems(g group, v *view, next time.Time) (problems []co
 				what = "the group's file is gone, so byokd leaves it so; put the file back"
 			case !d.cfg.Load().Designated:
 				what = "the designated device does what on_expiry = \"" + policy + "\" says"
-			case reimports:
+			case anew:
 				what = "byokd imports it anew at " + renewedAt(gen).UTC().Format(time.RFC3339)
-			case active && policy == "rotate":
+			case (active || needed(gen, generations)) && policy == "rotate":
 				at := r.at
 				if at.IsZero() || !next.IsZero() && next.Before(at) {
 					at = next

@@ -34,6 +34,20 @@ func (w *world) job(group, kind, trigger string) control.Job {
 	return w.finished(id)
 }
 
+// told are the details of the events of a type, each once: one whose answer was
+// lost when byokd stopped is sent again.
+func (w *world) told(detailType string) (details []map[string]any) {
+	w.t.Helper()
+	seen := make(map[any]bool)
+	for _, d := range w.eventDetails(detailType) {
+		if id := d["event_id"]; !seen[id] {
+			seen[id] = true
+			details = append(details, d)
+		}
+	}
+	return details
+}
+
 func (w *world) key(group string, generation int) control.Key {
 	w.t.Helper()
 	keys, err := w.client.Keys(w.t.Context(), group)
@@ -127,12 +141,7 @@ func TestLetExpire(t *testing.T) {
 keep_valid_for = "100d"
 on_expiry = "let-expire"`)
 	jobs := len(w.jobs("cards"))
-	told := func() (days []string) {
-		for _, d := range w.eventDetails("BYOK Key Expiring") {
-			days = append(days, fmt.Sprint(d["generation"]))
-		}
-		return days
-	}
+	told := func() []map[string]any { return w.told("BYOK Key Expiring") }
 	for _, step := range []struct {
 		pass time.Duration
 		want int // events in all
@@ -144,7 +153,7 @@ on_expiry = "let-expire"`)
 	if p := w.problem("cards", "expiring"); !strings.Contains(p, `on_expiry = "let-expire"`) {
 		t.Errorf("problem: %q", p)
 	}
-	d := w.eventDetails("BYOK Key Expiring")[0]
+	d := told()[0]
 	if k := w.key("cards", 1); d["valid_to"] != k.ValidTo.String() || d["key_id"] != string(k.KeyID) {
 		t.Errorf("event: %v", d)
 	}
@@ -172,6 +181,34 @@ on_expiry = "let-expire"`)
 	}
 	if k := w.key("cards", 2); k.KeyMaterialID != before.KeyMaterialID || k.State != "active" || w.status("cards").State != "ok" {
 		t.Errorf("before %+v, then %+v", before, k)
+	}
+}
+
+// All materials of a KMS key that was rotated in place outlive the first of them.
+func TestExpiryInPlace(t *testing.T) {
+	for _, on := range []string{"rotate", "reimport"} {
+		t.Run(on, func(t *testing.T) {
+			w := expiring(t, fmt.Sprintf("enabled = false\nkeep_valid_for = \"100d\"\nmode = \"in-place\"\non_expiry = %q", on))
+			id, n := w.alias("cards"), 2
+			for range 3 {
+				w.pass(88 * day)
+				if on == "rotate" {
+					n++
+				}
+				w.until("all are valid for long", func() bool {
+					for g := range n {
+						if w.generation("cards") != n || w.key("cards", g+1).ValidTo.Sub(w.clock()) < 90*day {
+							return false
+						}
+					}
+					return len(w.openJobs("cards")) == 0
+				})
+				key, _ := w.sim.Key(testAccount, testRegion, id)
+				if key.State != "Enabled" || w.alias("cards") != id || w.status("cards").State != control.GroupOK {
+					t.Errorf("the key is %s: %+v", key.State, w.status("cards"))
+				}
+			}
+		})
 	}
 }
 
@@ -221,7 +258,7 @@ func TestShortValidity(t *testing.T) {
 			return w.key("cards", 1).ValidTo.After(before.ValidTo.Time) && len(w.openJobs("cards")) == 0
 		})
 	}
-	if got := len(w.eventDetails("BYOK Key Expiring")); got != 0 {
+	if got := len(w.told("BYOK Key Expiring")); got != 0 {
 		t.Errorf("%d warnings of what is never valid for a day", got)
 	}
 }

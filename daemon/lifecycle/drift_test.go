@@ -176,3 +176,47 @@ func TestNoDrift(t *testing.T) {
 		}
 	}
 }
+
+// A KMS key that was rotated in place is compared material by material.
+func TestDriftInPlace(t *testing.T) {
+	def := definition()
+	def.Mode, def.KeepValidFor = "in-place", 90*24*time.Hour
+	for _, c := range []struct {
+		name   string
+		happen func(w *world, k *fakeKey)
+		want   []string
+		say    string
+	}{
+		{"nothing", func(*world, *fakeKey) {}, []string{}, ""},
+		{"an old material is deleted", func(w *world, k *fakeKey) { k.forgetOld(k.find(w.generation(1).MaterialID)) }, []string{"1 material repairable"}, "the key material of generation 1 is missing"},
+		{"somebody has imported another", func(w *world, k *fakeKey) {
+			k.pending = &fakeMaterial{id: "theirs", described: "theirs", bytes: []byte("x")}
+		}, []string{"3 material"}, `key material theirs (description "theirs", PENDING_ROTATION), which is of none`},
+		{"two are deleted", func(w *world, k *fakeKey) {
+			k.forgetOld(k.find(w.generation(1).MaterialID))
+			k.forget()
+		}, []string{"1 material repairable"}, "generation 3 is missing"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			for range 3 {
+				w.rotate(def)
+				w.drain()
+			}
+			w.advance(time.Hour)
+			c.happen(w, w.keyOf(3))
+			found := w.drift(def, true)
+			diff(t, "differences", c.want, words(found))
+			if len(found) > 0 && !strings.Contains(found[0].Message, c.say) {
+				t.Errorf("message: %s", found[0].Message)
+			}
+			if len(found) > 0 && !found[0].Repairable {
+				return
+			}
+			if err := w.drive(w.journal.enqueue(lifecycle.Synchronize, def, lifecycle.Request{Repair: true}, "drift"), 0); err != nil {
+				t.Fatalf("repair: %v", err)
+			}
+			diff(t, "after the repair", []string{}, words(w.drift(def, true)))
+		})
+	}
+}
