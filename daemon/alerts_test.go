@@ -55,7 +55,7 @@ func TestAlertRules(t *testing.T) {
 
 	w := newWorld(t)
 	bus := eventbridge.New(eventbridge.Options{Region: testRegion, BaseEndpoint: aws.String(w.aws.URL),
-		Credentials: credentials.NewStaticCredentialsProvider(accessKey, secretKey, "")})
+		Credentials: credentials.NewStaticCredentialsProvider(adminKey, adminSecret, "")})
 	for name, file := range map[string]string{"Moves": "moves.json", "Failures": "failures.json"} {
 		pattern, err := os.ReadFile(filepath.Join(alerts, file))
 		if err != nil {

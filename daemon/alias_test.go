@@ -15,7 +15,7 @@ import (
 // kmsClient is a person's way to KMS, past byokd.
 func (w *world) kmsClient() *kms.Client {
 	return kms.New(kms.Options{Region: testRegion, BaseEndpoint: aws.String(w.aws.URL),
-		Credentials: credentials.NewStaticCredentialsProvider(accessKey, secretKey, ""), HTTPClient: w.aws.Client()})
+		Credentials: credentials.NewStaticCredentialsProvider(adminKey, adminSecret, ""), HTTPClient: w.aws.Client()})
 }
 
 // A person disables the new key in the moment in which the alias is on it: the

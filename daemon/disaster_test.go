@@ -450,7 +450,7 @@ func TestUnknownBus(t *testing.T) {
 		t.Errorf("%d events wait, %d requests sent events", n, w.requests("PutEvents"))
 	}
 	client := eventbridge.New(eventbridge.Options{Region: testRegion, BaseEndpoint: aws.String(w.aws.URL),
-		Credentials: credentials.NewStaticCredentialsProvider(accessKey, secretKey, ""), HTTPClient: w.aws.Client()})
+		Credentials: credentials.NewStaticCredentialsProvider(adminKey, adminSecret, ""), HTTPClient: w.aws.Client()})
 	if _, err := client.CreateEventBus(t.Context(), &eventbridge.CreateEventBusInput{Name: aws.String("audit")}); err != nil {
 		t.Fatal(err)
 	}

@@ -33,6 +33,10 @@ const (
 	accessKey   = "AKIATEST"
 	secretKey   = "a-secret-that-must-not-be-logged"
 
+	// An administrator's, who is not byokd.
+	adminKey    = "AKIAADMIN"
+	adminSecret = "admin"
+
 	otherAccount = "444455556666"
 )
 
@@ -75,7 +79,7 @@ func newWorldWith(t *testing.T, change func(*awssim.Options)) *world {
 	o := awssim.Options{Pairs: pairs(),
 		Credentials: []awssim.Credential{{AccessKeyID: accessKey, SecretAccessKey: secretKey, Account: testAccount},
 			{AccessKeyID: "AKIAOTHER", SecretAccessKey: "other", Account: otherAccount},
-			{AccessKeyID: "AKIAADMIN", SecretAccessKey: "admin", Account: testAccount, ARN: "arn:aws:iam::" + testAccount + ":user/admin"}},
+			{AccessKeyID: adminKey, SecretAccessKey: adminSecret, Account: testAccount, ARN: "arn:aws:iam::" + testAccount + ":user/admin"}},
 		Before: func(r awssim.Request) *awssim.Fault { return w.hook(&w.before, r) },
 		After:  func(r awssim.Request) *awssim.Fault { return w.hook(&w.after, r) }}
 	change(&o)
@@ -93,6 +97,7 @@ func newWorldWith(t *testing.T, change func(*awssim.Options)) *world {
 	w.initState()
 	t.Cleanup(func() {
 		w.halt()
+		w.checkOperations()
 		for _, e := range w.sim.Events() {
 			if e.Envelope.Source == "byokd" {
 				checkEvent(t, e.Envelope)
