@@ -22,7 +22,7 @@ func (w *world) person() *kms.Client {
 	transport := &http.Transport{}
 	w.t.Cleanup(transport.CloseIdleConnections)
 	return kms.NewFromConfig(aws.Config{Region: testRegion, BaseEndpoint: &w.aws.URL, HTTPClient: &http.Client{Transport: transport},
-		Credentials: credentials.NewStaticCredentialsProvider(accessKey, secretKey, "")})
+		Credentials: credentials.NewStaticCredentialsProvider(adminKey, adminSecret, "")})
 }
 
 // drifts are the kinds of drift that a group has as problems.

@@ -114,9 +114,6 @@ func operations(g *config.Group) []string {
 	if retires {
 		list = append(list, "kms:GetKeyLastUsage")
 	}
-	if r.Mode != "alias" {
-		list = append(list, "kms:ListKeyRotations", "kms:RotateKeyOnDemand", "kms:GetKeyRotationStatus")
-	}
 	if r.SchedulePreviousDeletionAfter != nil { // byokctl keep
 		list = append(list, "kms:CancelKeyDeletion")
 		if !r.DisablePrevious {

@@ -59,10 +59,12 @@ func (w *world) checkOperations() {
 	everything.AWS.Region, everything.AWS.Alias, everything.AWS.Description = testRegion, "alias/all", &description
 	everything.Rotation = config.Rotation{Mode: "auto", Verify: "auto", KeepValidFor: 1, DisablePrevious: true, KeepGenerations: 1,
 		DeletePreviousMaterialAfter: &soon, SchedulePreviousDeletionAfter: &soon, Grants: "copy", Drift: "repair", OnExpiry: "reimport"}
+	still := *everything // of what is not disabled other things are asked
+	still.Rotation.DisablePrevious = false
 	cfg := &config.Config{Credentials: map[string]config.Credential{"prod": {RoleARN: byokdRole}}}
 	cfg.Events.Enabled, cfg.Events.Bus = true, "default"
 	granted := map[string]bool{"sts:GetCallerIdentity": true, "kms:ListKeys": true} // needs nothing; only where there is no tagging API
-	for _, p := range daemon.Policies(cfg, []*config.Group{everything}) {
+	for _, p := range daemon.Policies(cfg, []*config.Group{everything, &still}) {
 		for _, s := range p.Policy.Statement {
 			for _, action := range s.Action {
 				granted[action] = true
@@ -201,6 +203,12 @@ func (w *leastWorld) flow() {
 			return double.State == "PendingDeletion"
 		}},
 		{"a rotation after recovery", func() { w.askRotation("payments") }, func() bool { return w.settled("payments", 3) }},
+		{"a roll back", func() {
+			w.later(time.Hour) // the move before must show everywhere
+			if _, err := w.client.Rollback(w.t.Context(), control.RollbackRequest{Group: "payments"}); err != nil {
+				w.t.Fatal(err)
+			}
+		}, func() bool { return w.generation("payments") == 2 && w.alias("payments") == w.key(2).ID }},
 	}
 	for _, step := range steps {
 		step.do()
