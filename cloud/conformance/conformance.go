@@ -90,7 +90,7 @@ type run struct {
 
 	first, second, expiring, disabled cloud.Key // keys that were made
 	material                          []byte    // of the first key
-	materialID                        string
+	materialID, secondID              string
 	ciphertext                        []byte // under the first key
 	made                              []string
 }

@@ -285,6 +285,120 @@ var steps = []step{
 		return err
 	}},
 
+	// Several materials in one key.
+	{"new material waits for the rotation", []string{"material has an ID", "enable", "a disabled key that gets its material again is enabled"}, func(r *run, ctx context.Context) (err error) {
+		if r.secondID, err = r.importMore(ctx, cloud.Import{New: true, Description: "byokd/conformance/2 " + r.id}); err != nil {
+			return err
+		}
+		return r.eventually(ctx, func() error {
+			m, err := r.oneMaterial(ctx, r.secondID)
+			if err == nil && (m.State != "PENDING_ROTATION" || !m.Imported || m.Description != "byokd/conformance/2 "+r.id || m.OnDemand) {
+				return fmt.Errorf("the pending material is %+v", m)
+			}
+			if err != nil {
+				return err
+			}
+			m, err = r.oneMaterial(ctx, r.materialID)
+			if err == nil && m.State != "CURRENT" {
+				return fmt.Errorf("the first material is %+v", m)
+			}
+			return err
+		})
+	}},
+	{"no second material waits", []string{"new material waits for the rotation"}, func(r *run, ctx context.Context) error {
+		p, w, err := r.wrapped(ctx, r.first.ID, randomBytes(32))
+		if err != nil {
+			return err
+		}
+		_, err = r.kms.ImportKeyMaterial(ctx, r.first.ID, p.Token, w, cloud.Import{New: true})
+		return wantError(err, cloud.ErrState)
+	}},
+	{"rotate in place", []string{"new material waits for the rotation"}, func(r *run, ctx context.Context) error {
+		if err := r.kms.RotateKeyOnDemand(ctx, r.first.ID); err != nil {
+			return err
+		}
+		err := r.eventually(ctx, func() error {
+			m, err := r.oneMaterial(ctx, r.secondID)
+			if err == nil && (m.State != "CURRENT" || !m.OnDemand || m.RotatedAt.IsZero()) {
+				return fmt.Errorf("the new material is %+v", m)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		at, err := r.kms.RotationStarted(ctx, r.first.ID)
+		if err == nil && !at.IsZero() {
+			return fmt.Errorf("a rotation is running since %v", at)
+		}
+		if err != nil {
+			return err
+		}
+		_, err = r.reaches(ctx, r.first.ID, func(k cloud.Key) bool { return k.State == "Enabled" && k.MaterialID == r.secondID })
+		return err
+	}},
+	{"no rotation without pending material", []string{"rotate in place"}, func(r *run, ctx context.Context) error {
+		return wantError(r.kms.RotateKeyOnDemand(ctx, r.first.ID), cloud.ErrState)
+	}},
+	{"old and new ciphertext after a rotation in place", []string{"rotate in place"}, func(r *run, ctx context.Context) error {
+		if err := r.decrypts(ctx, r.first.ID, r.ciphertext); err != nil {
+			return err
+		}
+		_, err := r.probe(ctx, r.first.ID)
+		return err
+	}},
+	{"one missing material stops the key", []string{"rotate in place"}, func(r *run, ctx context.Context) error {
+		if err := r.kms.DeleteKeyMaterial(ctx, r.first.ID, r.materialID); err != nil {
+			return err
+		}
+		if _, err := r.reaches(ctx, r.first.ID, inState("PendingImport")); err != nil {
+			return err
+		}
+		return r.refusesUse(ctx, r.first.ID)
+	}},
+	{"new material is refused while another is missing", []string{"one missing material stops the key"}, func(r *run, ctx context.Context) error {
+		_, err := r.importMore(ctx, cloud.Import{New: true})
+		return wantError(err, cloud.ErrState)
+	}},
+	{"the missing material brings the key back", []string{"one missing material stops the key"}, func(r *run, ctx context.Context) error {
+		p, w, err := r.wrapped(ctx, r.first.ID, r.material)
+		if err != nil {
+			return err
+		}
+		if _, err = r.kms.ImportKeyMaterial(ctx, r.first.ID, p.Token, w, cloud.Import{MaterialID: r.secondID}); !errors.Is(err, cloud.ErrIncorrectMaterial) {
+			return fmt.Errorf("under the ID of the other material: %w", wantError(err, cloud.ErrIncorrectMaterial))
+		}
+		if p, w, err = r.wrapped(ctx, r.first.ID, r.material); err != nil {
+			return err
+		}
+		if _, err = r.kms.ImportKeyMaterial(ctx, r.first.ID, p.Token, w, cloud.Import{MaterialID: r.materialID}); err != nil {
+			return err
+		}
+		if _, err := r.reaches(ctx, r.first.ID, inState("Enabled")); err != nil {
+			return err
+		}
+		return r.decrypts(ctx, r.first.ID, r.ciphertext)
+	}},
+	{"pending material is deleted without harm", []string{"the missing material brings the key back"}, func(r *run, ctx context.Context) error {
+		id, err := r.importMore(ctx, cloud.Import{New: true})
+		if err != nil {
+			return err
+		}
+		if err := r.kms.DeleteKeyMaterial(ctx, r.first.ID, id); err != nil {
+			return err
+		}
+		if err := r.eventually(ctx, func() error {
+			materials, err := r.kms.KeyMaterials(ctx, r.first.ID)
+			if err == nil && len(materials) != 2 {
+				return fmt.Errorf("the materials are %+v", materials)
+			}
+			return err
+		}); err != nil {
+			return err
+		}
+		return r.decrypts(ctx, r.first.ID, r.ciphertext)
+	}},
+
 	// What stands around a key.
 	{"tags", []string{"create"}, func(r *run, ctx context.Context) error {
 		if err := r.kms.TagKey(ctx, r.first.ID, map[string]string{"a": "1", "b": ""}); err != nil {
@@ -395,6 +509,29 @@ var steps = []step{
 		}
 		return wantClass(results[1].Err, cloud.Permanent)
 	}},
+}
+
+// importMore imports fresh material into the first key.
+func (r *run) importMore(ctx context.Context, i cloud.Import) (materialID string, err error) {
+	p, w, err := r.wrapped(ctx, r.first.ID, randomBytes(32))
+	if err != nil {
+		return "", err
+	}
+	return r.kms.ImportKeyMaterial(ctx, r.first.ID, p.Token, w, i)
+}
+
+// oneMaterial returns the first key's material with that ID.
+func (r *run) oneMaterial(ctx context.Context, id string) (cloud.Material, error) {
+	materials, err := r.kms.KeyMaterials(ctx, r.first.ID)
+	if err != nil {
+		return cloud.Material{}, err
+	}
+	for _, m := range materials {
+		if m.ID == id {
+			return m, nil
+		}
+	}
+	return cloud.Material{}, fmt.Errorf("%+v has no material %s", materials, id)
 }
 
 // bus returns an event bus of the target.
