@@ -55,7 +55,6 @@ func (d *document) checkConfig(c *Config, opts Options, dirs directories) {
 	d.notEmpty("state_dir", c.StateDir)
 	d.notEmpty("runtime_dir", c.RuntimeDir)
 	d.timezone("timezone", c.Timezone)
-	d.atLeast("max_jobs", c.MaxJobs, 0)
 	if d.ok("drift_check") && c.DriftCheck != 0 && c.DriftCheck < Duration(time.Minute) {
 		d.problemf("drift_check", `must be at least "1m", or "0s" for off`)
 	}
@@ -69,11 +68,6 @@ func (d *document) checkConfig(c *Config, opts Options, dirs directories) {
 	d.checkEvents(c)
 	d.listenAddress("metrics.listen", c.Metrics.Listen, false)
 	d.listenAddress("page.listen", c.Page.Listen, true)
-	d.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
-	d.oneOf("log.format", c.Log.Format, "auto", "text", "json")
-	if d.ok("retention.jobs") && c.Retention.Jobs < Duration(time.Hour) {
-		d.problemf("retention.jobs", `must be at least "1h"`)
-	}
 	for _, name := range slices.Sorted(maps.Keys(c.Hooks)) {
 		if name != "*" && !slices.Contains(detailTypes, name) {
 			d.problemf(join("hooks", name), `is not a detail-type that byokd emits: use "*" or one of %s`, list(detailTypes))
@@ -97,17 +91,9 @@ func (d *document) checkHSM(name string, h HSM, opts Options, dirs directories) 
 	if h.TokenLabel == "" && h.TokenSerial == "" && d.ok(key("token_label"), key("token_serial")) {
 		d.problemf(key("token_label"), "is required, or token_serial, or both: they say which token it is")
 	}
-	// PKCS#11, CK_TOKEN_INFO: label[32], serialNumber[16].
-	d.atMost(key("token_label"), h.TokenLabel, 32)
-	d.atMost(key("token_serial"), h.TokenSerial, 16)
 	d.exactlyOne(prefix, "the user PIN",
 		option{"pin_file", h.PINFile != ""}, option{"pin_credential", h.PINCredential != ""})
 	d.checkSecret(key("pin_file"), key("pin_credential"), h.PINCredential, h.pin, opts, dirs)
-	d.oneOf(key("wrapping"), h.Wrapping, "auto", "RSAES_OAEP_SHA_256", "RSAES_OAEP_SHA_1")
-	d.atLeast(key("max_parallel"), h.MaxParallel, 1)
-	if d.ok(key("call_timeout")) && h.CallTimeout < Duration(time.Second) {
-		d.problemf(key("call_timeout"), `must be at least "1s"`)
-	}
 	d.checkTemplate(key("key_template"), h.KeyTemplate)
 }
 
@@ -235,7 +221,6 @@ func (d *document) checkCredential(name string, c Credential, opts Options, dirs
 }
 
 func (d *document) checkAWS(a AWS) {
-	d.oneOf("aws.wrapping_key_spec", a.WrappingKeySpec, "RSA_4096", "RSA_3072", "RSA_2048")
 	d.endpoint("aws.kms_endpoint", a.KMSEndpoint)
 	d.endpoint("aws.eventbridge_endpoint", a.EventBridgeEndpoint)
 	d.endpoint("aws.sts_endpoint", a.STSEndpoint)
@@ -269,7 +254,6 @@ func (d *document) checkEvents(c *Config) {
 		case strings.HasPrefix(e.Source, "aws."):
 			d.problemf("events.source", `%q must not begin with "aws.", which EventBridge keeps for AWS`, e.Source)
 		}
-		d.atMost("events.source", e.Source, 256)
 	}
 	if e.Region != "" {
 		d.region("events.region", e.Region)
@@ -324,24 +308,6 @@ func (d *document) tableName(key, name string) {
 func (d *document) notEmpty(key, value string) {
 	if value == "" && d.ok(key) {
 		d.problemf(key, "must not be empty: leave it out for the default")
-	}
-}
-
-func (d *document) oneOf(key, value string, allowed ...string) {
-	if d.ok(key) && !slices.Contains(allowed, value) {
-		d.problemf(key, "%q is not known: use %s", value, list(allowed))
-	}
-}
-
-func (d *document) atLeast(key string, value, least int) {
-	if d.ok(key) && value < least {
-		d.problemf(key, "must be at least %d", least)
-	}
-}
-
-func (d *document) atMost(key, value string, bytes int) {
-	if d.ok(key) && len(value) > bytes {
-		d.problemf(key, "must be at most %d bytes long, not %d", bytes, len(value))
 	}
 }
 

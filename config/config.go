@@ -39,7 +39,7 @@ type Config struct {
 	RuntimeDir string `toml:"runtime_dir"`
 
 	// Designated says that this machine is the one that rotates. With false,
-	// byokd changes nothing in AWS or in the HSM. Default: true.
+	// byokd looks, and changes nothing in AWS or in the HSM. Default: true.
 	Designated bool `toml:"designated"`
 
 	// Timezone is the IANA time zone for the schedules of groups that name
@@ -48,7 +48,7 @@ type Config struct {
 
 	// MaxJobs is how many jobs run at once. Default: 0, as many as keep the
 	// request quota of each account and Region busy.
-	MaxJobs int `toml:"max_jobs"`
+	MaxJobs int `toml:"max_jobs" min:"0"`
 
 	// Settle is how long a file must have been unchanged before it counts.
 	// Default: "1s".
@@ -98,37 +98,46 @@ type HSM struct {
 	// may write to it or to its directory. Required.
 	Module string `toml:"module"`
 
-	// TokenLabel and TokenSerial say which token of the module it is: both
-	// must match where both are given. At least one is required.
-	TokenLabel  string `toml:"token_label"`
-	TokenSerial string `toml:"token_serial"`
+	// TokenLabel is the label of the token. It or token_serial is required;
+	// where both are given, both must match.
+	TokenLabel string `toml:"token_label" max:"32"` // PKCS#11, CK_TOKEN_INFO: label[32]
+
+	// TokenSerial is the serial number of the token.
+	TokenSerial string `toml:"token_serial" max:"16"` // serialNumber[16]
 
 	// PINFile is the file that holds the user PIN; one newline at its end is
-	// not part of the PIN. PINCredential is the name of a systemd credential
-	// that does. Exactly one is required. See [HSM.PINSource] and [HSM.PIN].
-	PINFile       string `toml:"pin_file"`
+	// not part of the PIN. It belongs to root or byokd's user, mode 0600. It or
+	// pin_credential is required, and not both.
+	//
+	// See [HSM.PINSource] and [HSM.PIN].
+	PINFile string `toml:"pin_file"`
+
+	// PINCredential is the name of a systemd credential that holds the user
+	// PIN.
 	PINCredential string `toml:"pin_credential"`
 
-	// Wrapping is the algorithm that keys are wrapped with, in KMS's words:
-	// "RSAES_OAEP_SHA_256" or "RSAES_OAEP_SHA_1". Default: "auto", the best
-	// one that the token proves to be able to do.
-	Wrapping string `toml:"wrapping"`
+	// Wrapping is the algorithm that keys are wrapped with, in KMS's words;
+	// "auto" is the best one that the token proves to be able to do. Default:
+	// "auto".
+	Wrapping string `toml:"wrapping" enum:"auto,RSAES_OAEP_SHA_256,RSAES_OAEP_SHA_1"`
 
 	// MaxParallel is how many calls may be inside the module at once; many
-	// modules are not safe with more than one. At least 1. Default: 1.
-	MaxParallel int `toml:"max_parallel"`
+	// modules are not safe with more than one. Default: 1.
+	MaxParallel int `toml:"max_parallel" min:"1"`
 
 	// CallTimeout is how long a PKCS#11 call may take before the HSM counts as
-	// unavailable. At least "1s". Default: "2m".
-	CallTimeout Duration `toml:"call_timeout"`
+	// unavailable. Default: "2m".
+	CallTimeout Duration `toml:"call_timeout" min:"1s"`
 
 	// InitReserved is the string passed to C_Initialize as pReserved, for
-	// modules that want one (NSS). Default: "", none is passed.
+	// modules that want one, such as NSS. Default: none.
 	InitReserved string `toml:"init_reserved"`
 
-	// KeyTemplate adds or overrides attributes of generated keys, or omits
-	// them. In TOML a name may be written with or without CKA_; here it is
-	// always with. Default: none.
+	// KeyTemplate adds or overrides attributes of generated keys: true, false, a
+	// number or a string; "omit" leaves an attribute out. CKA_ may be left out
+	// of the name. What makes a key safe cannot be changed. Default: none.
+	//
+	// Here the names always have CKA_.
 	KeyTemplate map[string]Attribute `toml:"key_template"`
 
 	pin SecretFile
@@ -195,16 +204,23 @@ func (a *Attribute) decodeTOML(value any) error {
 // It has exactly one source, and optionally a role on top.
 type Credential struct {
 	// AccessKeyCSV is the file with the access key as downloaded from the IAM
-	// console, and AccessKeyCredential the name of a systemd credential with
-	// the same content. See [Credential.AccessKeySource].
-	AccessKeyCSV        string `toml:"access_key_csv"`
+	// console. It belongs to root or byokd's user, mode 0600.
+	//
+	// See [Credential.AccessKeySource].
+	AccessKeyCSV string `toml:"access_key_csv"`
+
+	// AccessKeyCredential is the name of a systemd credential with the same
+	// content. A changed one needs a restart.
 	AccessKeyCredential string `toml:"access_key_credential"`
 
-	// Profile is the profile of the AWS shared files. SharedConfigFile and
-	// SharedCredentialsFile replace the usual ones, ~/.aws/config and
-	// ~/.aws/credentials, and are allowed with Profile only.
-	Profile               string `toml:"profile"`
-	SharedConfigFile      string `toml:"shared_config_file"`
+	// Profile is the profile of the AWS shared files.
+	Profile string `toml:"profile"`
+
+	// SharedConfigFile is read in place of ~/.aws/config, with profile only.
+	SharedConfigFile string `toml:"shared_config_file"`
+
+	// SharedCredentialsFile is read in place of ~/.aws/credentials, with
+	// profile only.
 	SharedCredentialsFile string `toml:"shared_credentials_file"`
 
 	// CredentialProcess is a command line that prints credentials as AWS's
@@ -212,18 +228,18 @@ type Credential struct {
 	CredentialProcess string `toml:"credential_process"`
 
 	// DefaultChain uses the AWS SDK's default chain: environment, shared
-	// files, container, instance role.
+	// files, container, instance role. Default: false.
 	DefaultChain bool `toml:"default_chain"`
 
 	// RoleARN is an IAM role that is assumed with the source's credentials.
-	// Default: "", none.
+	// Default: none.
 	RoleARN string `toml:"role_arn"`
 
-	// ExternalID is passed when the role is assumed. Default: "", none.
+	// ExternalID is passed when the role is assumed. Default: none.
 	ExternalID string `toml:"external_id"`
 
 	// Account is the ID of the AWS account, twelve digits. If given, another
-	// account behind this credential is an error for its groups. Default: "".
+	// account behind this credential is an error for its groups. Default: any.
 	Account string `toml:"account"`
 
 	accessKey SecretFile
@@ -237,9 +253,9 @@ func (c Credential) AccessKeySource() (f SecretFile, ok bool) {
 
 // An AWS is what holds for all calls to AWS: [aws].
 type AWS struct {
-	// WrappingKeySpec is the size of the RSA key that KMS makes for an
-	// import: "RSA_4096", "RSA_3072" or "RSA_2048". Default: "RSA_4096".
-	WrappingKeySpec string `toml:"wrapping_key_spec"`
+	// WrappingKeySpec is the size of the RSA key that KMS makes for an import.
+	// Default: "RSA_4096".
+	WrappingKeySpec string `toml:"wrapping_key_spec" enum:"RSA_4096,RSA_3072,RSA_2048"`
 
 	// UseFIPSEndpoint uses the FIPS endpoints of KMS and STS, and of
 	// EventBridge where AWS lists one. Default: false.
@@ -249,13 +265,25 @@ type AWS struct {
 	// of EventBridge. Default: false.
 	UseDualstackEndpoint bool `toml:"use_dualstack_endpoint"`
 
-	// KMSEndpoint and the others override the endpoint of a service for all
-	// Regions. A KMSEndpoint that is not on loopback is for one Region only:
-	// see [CheckSet]. Default: "", AWS's own.
-	KMSEndpoint         string `toml:"kms_endpoint"`
+	// KMSEndpoint overrides the endpoint of KMS for all Regions. One that is not
+	// on loopback is for one Region only. An endpoint decides under whose key
+	// HSM keys are wrapped: http is accepted for loopback addresses only.
+	// Default: AWS's own.
+	//
+	// See [CheckSet].
+	KMSEndpoint string `toml:"kms_endpoint"`
+
+	// EventBridgeEndpoint overrides the endpoint of EventBridge for all Regions.
+	// Default: AWS's own.
 	EventBridgeEndpoint string `toml:"eventbridge_endpoint"`
-	STSEndpoint         string `toml:"sts_endpoint"`
-	TaggingEndpoint     string `toml:"tagging_endpoint"`
+
+	// STSEndpoint overrides the endpoint of STS for all Regions. Default: AWS's
+	// own.
+	STSEndpoint string `toml:"sts_endpoint"`
+
+	// TaggingEndpoint overrides the endpoint of the Resource Groups Tagging API
+	// for all Regions. Default: AWS's own.
+	TaggingEndpoint string `toml:"tagging_endpoint"`
 
 	// Endpoints override endpoints per Region, and come before those above:
 	// [aws.endpoints.REGION]. Default: none.
@@ -268,16 +296,25 @@ type AWS struct {
 // Endpoints are the overrides for one Region. "" leaves a service to the keys
 // of [aws].
 type Endpoints struct {
-	KMS     string `toml:"kms"`
-	Events  string `toml:"events"`
-	STS     string `toml:"sts"`
+	// KMS is the endpoint of KMS. Default: that of [aws].
+	KMS string `toml:"kms"`
+
+	// Events is the endpoint of EventBridge. Default: that of [aws].
+	Events string `toml:"events"`
+
+	// STS is the endpoint of STS. Default: that of [aws].
+	STS string `toml:"sts"`
+
+	// Tagging is the endpoint of the Resource Groups Tagging API. Default: that
+	// of [aws].
 	Tagging string `toml:"tagging"`
 }
 
 // Quotas are request quotas of KMS, in requests per second per account and
 // Region.
 type Quotas struct {
-	// GetParametersForImport is the scarce one. More than 0. Default: 1, AWS's.
+	// GetParametersForImport is the scarce one: requests per second, more than
+	// 0. Default: 1.0, AWS's.
 	GetParametersForImport float64 `toml:"get_parameters_for_import"`
 }
 
@@ -287,48 +324,48 @@ type Events struct {
 	Enabled bool `toml:"enabled"`
 
 	// Bus is the name or ARN of the event bus; an ARN's Region counts before
-	// Region. Default: "default".
+	// that of the key region. Default: "default".
 	Bus string `toml:"bus"`
 
 	// Source is the events' source, which must not begin with "aws.".
 	// Default: "byokd".
-	Source string `toml:"source"`
+	Source string `toml:"source" max:"256"`
 
-	// Region is the Region of the bus. Default: "", the group's.
+	// Region is the Region of the bus. Default: the group's.
 	Region string `toml:"region"`
 
-	// Credential is the name of the [credentials.NAME] that sends. Default:
-	// "", the group's.
+	// Credential is the name of the [credentials.NAME] that sends. Default: the
+	// group's.
 	Credential string `toml:"credential"`
 }
 
 // Metrics is the Prometheus endpoint: [metrics].
 type Metrics struct {
-	// Listen is the address, HOST:PORT. Default: "", off.
+	// Listen is the address, HOST:PORT. Default: off.
 	Listen string `toml:"listen"`
 }
 
 // Page is the read-only status page: [page].
 type Page struct {
-	// Listen is the address, HOST:PORT, on loopback only. Default: "", off.
+	// Listen is the address, HOST:PORT, on loopback only. Default: off.
 	Listen string `toml:"listen"`
 }
 
 // Log is the daemon's log on stderr: [log].
 type Log struct {
-	// Level is the least level that is logged: "debug", "info", "warn" or
-	// "error". Default: "info".
-	Level string `toml:"level"`
+	// Level is the least level that is logged. Default: "info".
+	Level string `toml:"level" enum:"debug,info,warn,error"`
 
-	// Format is "text", "json" or "auto", which is the journal's own protocol
-	// where stderr is the journal, else text. Default: "auto".
-	Format string `toml:"format"`
+	// Format is how it is written; "auto" is the journal's own protocol where
+	// stderr is the journal, else text. Default: "auto".
+	Format string `toml:"format" enum:"auto,text,json"`
 }
 
 // Retention is how long records are kept: [retention].
 type Retention struct {
-	// Jobs is how long finished jobs are kept. At least "1h". Default: "400d".
-	Jobs Duration `toml:"jobs"`
+	// Jobs is how long finished jobs are kept. Generations and audit rows are
+	// kept for ever. Default: "400d".
+	Jobs Duration `toml:"jobs" min:"1h"`
 }
 
 // A Command is a program and its arguments; it is not given to a shell. In

@@ -368,7 +368,7 @@ func TestExamples(t *testing.T) {
 			key = strings.TrimSpace(key)
 			switch {
 			case isSetting && dropped(drop, key):
-			case isSetting && strings.HasPrefix(line, "# ") && !strings.ContainsAny(key, " :"):
+			case strings.HasPrefix(line, "# ["), isSetting && strings.HasPrefix(line, "# ") && !strings.ContainsAny(key, " :"):
 				b.WriteString(strings.TrimPrefix(line, "# "))
 			default:
 				b.WriteString(line)
@@ -377,7 +377,7 @@ func TestExamples(t *testing.T) {
 		return b.String()
 	}
 	others := map[string]string{
-		"byokd.toml": alternative(files["byokd.toml"], "pin_credential", "access_key_csv", "access_key_credential", "profile", "credential_process", "kms") +
+		"byokd.toml": alternative(files["byokd.toml"], "pin_credential", "access_key_csv", "access_key_credential", "profile", "shared_config_file", "shared_credentials_file", "credential_process") +
 			"[credentials.other]\nprofile = \"byok\"\n",
 		"groups.d/payments.toml":        alternative(files["groups.d/payments.toml"], "every", "active_key_id"),
 		"groups.d/payments-policy.json": files["groups.d/payments-policy.json"],

@@ -272,7 +272,41 @@ func (d *document) table(prefix string, table map[string]any, v reflect.Value) {
 			d.problemf(key, "unknown key; %s", d.suggest(prefix, name, fields))
 			continue
 		}
-		d.value(key, table[name], v.Field(f.index), f.optional)
+		field := v.Field(f.index)
+		if d.value(key, table[name], field, f.optional); d.ok(key) && !d.blank[key] {
+			f.check(d, key, field)
+		}
+	}
+}
+
+// check holds a value against the tags of its field.
+func (f field) check(d *document, key string, v reflect.Value) {
+	if text := fmt.Sprint(v); len(f.enum) > 0 && !slices.Contains(f.enum, text) {
+		quoted := func(s string) string {
+			if v.Kind() == reflect.String {
+				return strconv.Quote(s)
+			}
+			return s
+		}
+		if len(f.enum) == 1 {
+			d.problemf(key, "must be %s: there is nothing else", quoted(f.enum[0]))
+		} else {
+			d.problemf(key, "%s is not known: use %s", quoted(text), list(f.enum))
+		}
+	}
+	if f.max > 0 && v.Len() > f.max {
+		d.problemf(key, "must be at most %d bytes long, not %d", f.max, v.Len())
+	}
+	switch {
+	case f.min == "":
+	case v.Type() == durationType:
+		if least, _ := ParseDuration(f.min); v.Int() < int64(least) {
+			d.problemf(key, "must be at least %q", f.min)
+		}
+	default:
+		if least, _ := strconv.ParseInt(f.min, 10, 64); v.Int() < least {
+			d.problemf(key, "must be at least %d", least)
+		}
 	}
 }
 
@@ -412,10 +446,15 @@ func typeName(value any) string {
 }
 
 // A field is how a struct field is written in TOML: the tag toml:"name", or
-// toml:"name,optional" where "" is the same as leaving the key out.
+// toml:"name,optional" where "" is the same as leaving the key out; enum:"a,b"
+// lists the values that there are, min:"1" is the least number or duration, and
+// max:"256" the most bytes of a string.
 type field struct {
 	index    int
 	optional bool
+	enum     []string
+	min      string
+	max      int
 }
 
 var fieldCache sync.Map // reflect.Type to map[string]field
@@ -427,9 +466,14 @@ func fieldsOf(t reflect.Type) map[string]field {
 	}
 	fields := make(map[string]field)
 	for i := range t.NumField() {
-		if tag := t.Field(i).Tag.Get("toml"); tag != "" && tag != "-" {
-			name, option, _ := strings.Cut(tag, ",")
-			fields[name] = field{index: i, optional: option == "optional"}
+		tag := t.Field(i).Tag
+		if name, option, _ := strings.Cut(tag.Get("toml"), ","); name != "" && name != "-" {
+			f := field{index: i, optional: option == "optional", min: tag.Get("min")}
+			if enum := tag.Get("enum"); enum != "" {
+				f.enum = strings.Split(enum, ",")
+			}
+			f.max, _ = strconv.Atoi(tag.Get("max"))
+			fields[name] = f
 		}
 	}
 	fieldCache.Store(t, fields)

@@ -42,18 +42,21 @@ type Group struct {
 	// one there is.
 	HSM string `toml:"hsm" json:"hsm"`
 
-	// Service is where the keys go: "aws". Default: "aws".
-	Service string `toml:"service" json:"service"`
+	// Service is where the keys go. Default: "aws".
+	Service string `toml:"service" json:"service" enum:"aws"`
 
 	// Credential is the name of the [credentials.NAME] for the account.
 	// Default: the only one there is.
 	Credential string `toml:"credential" json:"credential"`
 
-	// KeyType is "aes", KeyLength is 256 bits, KeyUsage "encrypt-decrypt": the
-	// defaults are all there is.
-	KeyType   string `toml:"key_type" json:"key_type"`
-	KeyLength int    `toml:"key_length" json:"key_length"`
-	KeyUsage  string `toml:"key_usage" json:"key_usage"`
+	// KeyType is the kind of the keys. Default: "aes".
+	KeyType string `toml:"key_type" json:"key_type" enum:"aes"`
+
+	// KeyLength is their length in bits. Default: 256.
+	KeyLength int `toml:"key_length" json:"key_length" enum:"256"`
+
+	// KeyUsage is what they are for. Default: "encrypt-decrypt".
+	KeyUsage string `toml:"key_usage" json:"key_usage" enum:"encrypt-decrypt"`
 
 	// Rotation is when and how a new key is made: [rotation].
 	Rotation Rotation `toml:"rotation" json:"rotation"`
@@ -70,67 +73,75 @@ type Rotation struct {
 	// Default: true.
 	Enabled bool `toml:"enabled" json:"enabled"`
 
-	// Every is the interval since the last rotation, at least "1m", and
-	// Schedule a cron expression of five fields or a descriptor such as
-	// @monthly. Where Enabled, exactly one of them is required; the other one
-	// is 0 or "".
-	Every    Duration `toml:"every,optional" json:"every"`
-	Schedule string   `toml:"schedule" json:"schedule"`
+	// Every is the interval since the last rotation, whatever made that. It or
+	// schedule is required where enabled is true, and not both.
+	Every Duration `toml:"every,optional" json:"every" min:"1m"`
 
-	// Timezone is the IANA time zone of Schedule. Default: byokd.toml's.
+	// Schedule is a cron expression of five fields, or a descriptor such as
+	// @monthly.
+	Schedule string `toml:"schedule" json:"schedule"`
+
+	// Timezone is the IANA time zone of the schedule. Default: byokd.toml's.
 	Timezone string `toml:"timezone" json:"timezone"`
 
 	// Jitter delays each scheduled rotation by a fixed offset below it, to
 	// spread the groups. Default: "0s".
 	Jitter Duration `toml:"jitter" json:"jitter"`
 
-	// Missed is what becomes of ticks that passed unseen: "run-once", one
-	// rotation for all of them, or "skip". Default: "run-once".
-	Missed string `toml:"missed" json:"missed"`
+	// Missed is what becomes of ticks that passed while byokd was down, was not
+	// designated, or had no file: "run-once" is one rotation for all of them,
+	// "skip" waits for the next. Default: "run-once".
+	Missed string `toml:"missed" json:"missed" enum:"run-once,skip"`
 
-	// Initial is when the first key is made: "now", as soon as the group is
-	// seen, or "scheduled". Default: "now"; with active_key_id "scheduled".
-	Initial string `toml:"initial" json:"initial"`
+	// Initial is when the first key is made: "now" is as soon as the group is
+	// seen. Default: "now"; with active_key_id "scheduled".
+	Initial string `toml:"initial" json:"initial" enum:"now,scheduled"`
 
-	// Force rotates once for each value not seen before. At most 256 bytes.
-	// Default: "".
-	Force string `toml:"force" json:"force"`
+	// Force rotates once for each value not seen before, however often it is
+	// loaded: for configuration management. At most 256 bytes. Default: none.
+	Force string `toml:"force" json:"force" max:"256"` // ours: it is stored, and shown in messages
 
-	// Mode is "alias", a new KMS key each time, "in-place", new material in the
-	// same KMS key, or "auto". Default: "alias".
-	Mode string `toml:"mode" json:"mode"`
+	// Mode is what a rotation makes: "alias" is a new KMS key each time, to which
+	// the alias moves, "in-place" new material in the same KMS key, "auto" in
+	// place as long as AWS's 25 rotations last. Default: "alias".
+	Mode string `toml:"mode" json:"mode" enum:"alias,in-place,auto"`
 
-	// Verify is how a new key is proven before it is used: "crypto", "describe"
-	// or "auto". Default: "auto".
-	Verify string `toml:"verify" json:"verify"`
+	// Verify is how a new key is proven before it is used: "crypto" encrypts and
+	// decrypts with it, "describe" looks at its state; "auto" does the first, and
+	// the second where access is denied. Default: "auto".
+	Verify string `toml:"verify" json:"verify" enum:"auto,crypto,describe"`
 
 	// KeepValidFor is how long imported material is valid, at most 365 days
-	// and longer than the rotations are apart. Default: 0, it does not expire.
+	// and longer than the rotations are apart. Default: it does not expire.
 	KeepValidFor Duration `toml:"keep_valid_for,optional" json:"keep_valid_for"`
 
 	// OnExpiry is what is done ahead of the end of validity: "rotate",
 	// "reimport" or "let-expire". Default: "rotate".
-	OnExpiry string `toml:"on_expiry" json:"on_expiry"`
+	OnExpiry string `toml:"on_expiry" json:"on_expiry" enum:"rotate,reimport,let-expire"`
 
-	// DisablePrevious disables the key that the alias has left, after
-	// DisablePreviousAfter; with "0s" as soon as the alias reads back at the
-	// new key. Defaults: false, "24h".
-	DisablePrevious      bool     `toml:"disable_previous" json:"disable_previous"`
+	// DisablePrevious disables the key that the alias has left. Default: false.
+	DisablePrevious bool `toml:"disable_previous" json:"disable_previous"`
+
+	// DisablePreviousAfter is how long after the alias has left it; "0s" is as
+	// soon as the alias reads back at the new key. Default: "24h".
 	DisablePreviousAfter Duration `toml:"disable_previous_after" json:"disable_previous_after"`
 
-	// DeletePreviousMaterialAfter is when a previous key's material is deleted
-	// from KMS; the HSM keeps it, and a synchronization brings it back. Of a key
-	// that was rotated in place it is not. SchedulePreviousDeletionAfter is when
-	// the key's deletion is scheduled, with KMS's waiting period of 30 days. Both
-	// count since the alias has left the key. Default of both: nil, never.
-	DeletePreviousMaterialAfter   *Duration `toml:"delete_previous_material_after,optional" json:"delete_previous_material_after"`
+	// DeletePreviousMaterialAfter is how long after the alias has left a key its
+	// material is deleted from KMS; the HSM keeps it, and a synchronization
+	// brings it back. Of a key that was rotated in place it is not. Default:
+	// never.
+	DeletePreviousMaterialAfter *Duration `toml:"delete_previous_material_after,optional" json:"delete_previous_material_after"`
+
+	// SchedulePreviousDeletionAfter is how long after the alias has left a key
+	// the key's deletion is scheduled, with KMS's waiting period of 30 days.
+	// Default: never.
 	SchedulePreviousDeletionAfter *Duration `toml:"schedule_previous_deletion_after,optional" json:"schedule_previous_deletion_after"`
 
 	// KeepGenerations is how many generations stay usable: the active one and
 	// those that the alias has left last. The KMS keys of the others are disabled
 	// once nothing uses them, and nothing more. Those that are disabled, expired
 	// or without material already, or kept, do not count. Default: 0, all.
-	KeepGenerations int `toml:"keep_generations" json:"keep_generations"`
+	KeepGenerations int `toml:"keep_generations" json:"keep_generations" min:"0"`
 
 	// ManageAdopted retires generation 0 as well, once active_key_id no longer
 	// names it; its material is never deleted. Default: false.
@@ -140,13 +151,12 @@ type Rotation struct {
 	// Default: "24h".
 	OverdueAfter Duration `toml:"overdue_after" json:"overdue_after"`
 
-	// Grants is what is done about grants on the key that the alias leaves:
-	// "warn", "copy" or "block". Default: "warn".
-	Grants string `toml:"grants" json:"grants"`
+	// Grants is what is done about grants on the key that the alias leaves.
+	// Default: "warn".
+	Grants string `toml:"grants" json:"grants" enum:"warn,copy,block"`
 
-	// Drift is what is done where AWS is not as defined: "report" or "repair".
-	// Default: "report".
-	Drift string `toml:"drift" json:"drift"`
+	// Drift is what is done where AWS is not as defined. Default: "report".
+	Drift string `toml:"drift" json:"drift" enum:"report,repair"`
 }
 
 // GroupAWS is what a group's keys are in AWS: [aws] of its file.
@@ -159,27 +169,34 @@ type GroupAWS struct {
 	Alias string `toml:"alias" json:"alias"`
 
 	// Description is the description of the active key, at most 8192
-	// characters. Default: nil, not managed.
+	// characters. Default: not managed.
 	Description *string `toml:"description" json:"description"`
 
-	// ActiveKeyID is the ID of a KMS key to begin with. In TOML its ARN will do
-	// as well. Default: "", none.
+	// ActiveKeyID is the ID or ARN of a KMS key to begin with. It is read only
+	// while the group has no generation. Default: none.
+	//
+	// Here it is always the ID.
 	ActiveKeyID string `toml:"active_key_id" json:"active_key_id"`
 
-	// PolicyFile is the absolute path of the key policy, a JSON document of at
-	// most 32,768 bytes. Default: "", not managed. The definition is its
-	// content, not its path: see [Group.Policy].
+	// PolicyFile is the file with the key policy, a JSON document of at most
+	// 32,768 bytes. Left out, each new key gets a copy of the active key's, and
+	// the first one AWS's default. Default: not managed.
+	//
+	// The path is absolute. The definition is its content, not its path: see
+	// [Group.Policy].
 	PolicyFile string `toml:"policy_file" json:"-"`
 
-	// FormerAliases are aliases that the group has given up, sorted.
-	// Default: none.
+	// FormerAliases are aliases that the group has given up. Default: none.
+	//
+	// They are sorted.
 	FormerAliases []string `toml:"former_aliases" json:"former_aliases"`
 
-	// PreviousName is the group's old name where its file was renamed.
-	// Default: "".
+	// PreviousName is the group's old name where its file was renamed. Default:
+	// none.
 	PreviousName string `toml:"previous_name" json:"previous_name"`
 
-	// Tags are the managed tags, at most 46: [aws.tags]. Default: none.
+	// Tags are the managed tags, at most 46; other tags are never touched.
+	// Default: none.
 	Tags map[string]string `toml:"tags" json:"tags"`
 }
 
@@ -311,7 +328,6 @@ const (
 	maxTagKey      = 128
 	maxTagValue    = 256
 	maxPolicy      = 32768 // Developer Guide, Resource quotas
-	maxForce       = 256   // ours: it is stored, and shown in messages
 )
 
 // maxValid is the longest validity that KMS grants imported material.
@@ -344,9 +360,23 @@ type loader struct {
 	dirs        directories
 	zones       map[string]*time.Location
 	gaps        map[[2]string]time.Duration // by schedule and time zone
-	policies    map[string][]byte           // one copy of what may be the policy of thousands
+	policies    map[string]*policyFile      // by path: one may be that of thousands
+	contents    map[string][]byte           // of policy files, one copy of each
 	hsms        []string
 	credentials []string
+
+	fresh func(path string) bool // a policy file that may be half written; nil: none is
+	named string                 // the policy file that the group file read last names; "": none
+	waits bool                   // that one is fresh
+	reads int                    // files read
+}
+
+// A policyFile is a policy file as it was last read.
+type policyFile struct {
+	read    bool // else it has to be
+	policy  []byte
+	problem string          // what is wrong with it; "": nothing
+	users   map[string]bool // paths of the group files that name it, in a Dir
 }
 
 func newLoader(cfg *Config, opts Options) *loader {
@@ -355,7 +385,8 @@ func newLoader(cfg *Config, opts Options) *loader {
 		dirs:        make(directories),
 		zones:       make(map[string]*time.Location),
 		gaps:        make(map[[2]string]time.Duration),
-		policies:    make(map[string][]byte),
+		policies:    make(map[string]*policyFile),
+		contents:    make(map[string][]byte),
 		hsms:        slices.Sorted(maps.Keys(cfg.HSMs)),
 		credentials: slices.Sorted(maps.Keys(cfg.Credentials)),
 	}
@@ -366,6 +397,7 @@ func (l *loader) load(path string) (*Group, Problems) {
 	if !isTOML || !groupName.MatchString(name) {
 		return nil, Problems{{File: path, Msg: fmt.Sprintf("%q is not the name of a group file: rename it to NAME.toml, where NAME is of a-z, 0-9 and -, begins with no -, and has at most 63 characters", filepath.Base(path))}}
 	}
+	l.reads++
 	file, data, err := l.opts.read(path, l.dirs)
 	if err != nil {
 		return nil, Problems{{File: file, Msg: err.Error()}}
@@ -403,16 +435,6 @@ func (l *loader) check(d *document, g *Group) {
 	g.Credential = d.reference("credential", "credentials", g.Credential, l.credentials)
 	g.Account = l.cfg.Credentials[g.Credential].Account
 
-	only := func(key string, good bool, value string) {
-		if d.ok(key) && !good {
-			d.problemf(key, "must be %s: there is nothing else", value)
-		}
-	}
-	only("service", g.Service == "aws", `"aws"`)
-	only("key_type", g.KeyType == "aes", `"aes"`)
-	only("key_length", g.KeyLength == 256, "256")
-	only("key_usage", g.KeyUsage == "encrypt-decrypt", `"encrypt-decrypt"`)
-
 	l.checkRotation(d, &g.Rotation)
 	l.checkAWS(d, g)
 }
@@ -442,22 +464,7 @@ func (l *loader) checkRotation(d *document, r *Rotation) {
 			d.problemf("rotation.every", `is required, or schedule: write every = "90d", or set enabled = false`)
 		}
 	}
-	if d.given("rotation.every") && d.ok("rotation.every") && r.Every < Duration(time.Minute) {
-		d.problemf("rotation.every", `must be at least "1m"`)
-	}
 	gap := l.checkSchedule(d, r)
-
-	d.oneOf("rotation.missed", r.Missed, "run-once", "skip")
-	if d.given("rotation.initial") {
-		d.oneOf("rotation.initial", r.Initial, "now", "scheduled")
-	}
-	d.atMost("rotation.force", r.Force, maxForce)
-	d.oneOf("rotation.mode", r.Mode, "alias", "in-place", "auto")
-	d.oneOf("rotation.verify", r.Verify, "auto", "crypto", "describe")
-	d.oneOf("rotation.on_expiry", r.OnExpiry, "rotate", "reimport", "let-expire")
-	d.atLeast("rotation.keep_generations", r.KeepGenerations, 0)
-	d.oneOf("rotation.grants", r.Grants, "warn", "copy", "block")
-	d.oneOf("rotation.drift", r.Drift, "report", "repair")
 
 	if r.Mode == "in-place" {
 		if r.OnExpiry == "let-expire" {
@@ -675,7 +682,7 @@ func (d *document) tags(tags map[string]string) {
 	}
 }
 
-// policy reads the policy file.
+// policy gives a group the content of the policy file that it names.
 func (l *loader) policy(d *document, g *Group) {
 	const key = "aws.policy_file"
 	path := g.AWS.PolicyFile
@@ -687,21 +694,46 @@ func (l *loader) policy(d *document, g *Group) {
 		path = filepath.Join(filepath.Dir(g.Path), path)
 		g.AWS.PolicyFile = path
 	}
+	p := l.policies[path]
+	if p == nil {
+		p = &policyFile{}
+		l.policies[path] = p
+	}
+	l.named = path
+	if !p.read {
+		if l.fresh != nil && l.fresh(path) {
+			l.waits = true
+			return
+		}
+		l.readPolicy(path, p)
+	}
+	if p.problem != "" {
+		d.problemf(key, "%s %s", path, p.problem)
+		return
+	}
+	g.Policy = p.policy
+}
+
+// readPolicy reads and checks a policy file.
+func (l *loader) readPolicy(path string, p *policyFile) {
+	l.reads++
+	p.read, p.policy, p.problem = true, nil, ""
 	policy, err := readTrusted(path, maxPolicy, l.dirs)
+	if err == nil {
+		err = checkPolicy(policy)
+	}
 	if err != nil {
-		d.problemf(key, "%s %v", path, err)
+		p.problem = err.Error()
 		return
 	}
-	if same, ok := l.policies[string(policy)]; ok {
-		g.Policy = same
-		return
+	if len(l.contents) > 2*len(l.policies) {
+		clear(l.contents) // of years of changes
 	}
-	if err := checkPolicy(policy); err != nil {
-		d.problemf(key, "%s %v", path, err)
-		return
+	if same, ok := l.contents[string(policy)]; ok {
+		policy = same
 	}
-	l.policies[string(policy)] = policy
-	g.Policy = policy
+	l.contents[string(policy)] = policy
+	p.policy = policy
 }
 
 // checkPolicy checks what KMS demands of a key policy's text. Who is allowed

@@ -3,12 +3,8 @@ package config
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -28,48 +24,21 @@ type Set struct {
 	Digest string
 }
 
-// LoadDir reads all group files of groups_dir: those whose names end in .toml
-// and do not begin with a dot. A bad file is part of the Set; the error is for
-// a directory that cannot be read, and then nothing is known of any group.
-//
-// A file that goes away while the directory is read is not in the Set.
+// LoadDir reads all group files of groups_dir, as [Dir.Read] does. A bad file is
+// part of the Set; the error is for a directory that cannot be read, and then
+// nothing is known of any group.
 func LoadDir(cfg *Config, opts Options) (*Set, error) {
-	entries, err := os.ReadDir(cfg.GroupsDir)
-	if err != nil {
-		return nil, fmt.Errorf("groups_dir %s cannot be read: create it, or let byokd's user read it, or correct groups_dir in %s: %w", cfg.GroupsDir, cfg.Path, reason(err))
+	d := NewDir(opts)
+	if err := d.Read(cfg); err != nil {
+		return nil, err
 	}
-	paths := make([]string, 0, len(entries)+len(opts.StandIn))
-	for _, e := range entries {
-		paths = append(paths, filepath.Join(cfg.GroupsDir, e.Name()))
-	}
-	for path := range opts.StandIn {
-		if path = absolute(path); filepath.Dir(path) == cfg.GroupsDir && !slices.Contains(paths, path) {
-			paths = append(paths, path)
-		}
-	}
-	l := newLoader(cfg, opts)
 	s := &Set{Groups: make(map[string]*Group), Problems: make(map[string]Problems)}
-	for _, path := range paths {
-		base := filepath.Base(path)
-		stem, isTOML := strings.CutSuffix(base, ".toml")
-		if !isTOML || strings.HasPrefix(base, ".") {
-			continue
+	for path, f := range d.files {
+		if name := entry(path); f.problems == nil {
+			s.Groups[name] = f.group
+		} else {
+			s.Problems[name] = f.problems
 		}
-		if info, err := os.Stat(path); err == nil && info.IsDir() {
-			continue
-		}
-		g, problems := l.load(path)
-		if problems == nil {
-			s.Groups[g.Name] = g
-			continue
-		}
-		if _, err := os.Lstat(problems[0].File); errors.Is(err, fs.ErrNotExist) && problems[0].File == path {
-			continue
-		}
-		if !groupName.MatchString(stem) {
-			stem = base
-		}
-		s.Problems[stem] = problems
 	}
 	s.Digest = s.digest()
 	return s, nil
@@ -217,15 +186,18 @@ func (c *setCheck) previousNames() {
 	}
 }
 
+// oneRegion reports whether a group is of those that have to be in one Region,
+// since kms_endpoint is for them.
+func oneRegion(cfg *Config, g *Group) bool {
+	endpoint := cfg.AWS.KMSEndpoint
+	return endpoint != "" && !loopbackEndpoint(endpoint) && !g.Gone && cfg.AWS.Endpoints[g.AWS.Region].KMS == ""
+}
+
 func (c *setCheck) kmsEndpoint() {
-	endpoint := c.cfg.AWS.KMSEndpoint
-	if endpoint == "" || loopbackEndpoint(endpoint) {
-		return
-	}
 	regions := make(map[string][]*Group)
 	used := make(map[string]bool) // Regions with a generation
 	for _, g := range c.groups {
-		if g.Gone || c.cfg.AWS.Endpoints[g.AWS.Region].KMS != "" {
+		if !oneRegion(c.cfg, g) {
 			continue
 		}
 		regions[g.AWS.Region] = append(regions[g.AWS.Region], g)
