@@ -40,6 +40,9 @@ const (
 // modules; no job is running any more then.
 const hsmCloseTimeout = 10 * time.Second
 
+// settleWait bounds how long a reload waits for files that have just been written.
+const settleWait = 5 * time.Second
+
 // lockWait is how long another byokd on the same state may still be ending, in
 // steps of lockPause.
 const (
@@ -144,9 +147,17 @@ type Daemon struct {
 	expiryWake chan struct{} // key material may expire at another time
 	watchWake  chan struct{} // the clock was set
 	driftWake  chan struct{} // a group may have to be compared with AWS
-	loadWake   chan struct{} // the group files are to be read again
 	tidyWake   chan struct{} // systemd is to be told at once how things are
+	loadWake   chan struct{} // again was called
 	changes    *broadcast    // something about a job has changed
+
+	watcher    *watcher          // of the group files and their policy files
+	dir        *config.Dir       // the group files, as they were last read; guarded by loading
+	relations  *config.Relations // of all groups; guarded by loading
+	loaded     bool              // all files have been read once; guarded by loading
+	againMu    sync.Mutex
+	againAll   bool
+	againNames []string
 
 	loading   sync.Mutex  // one reload, watched change or request at a time
 	taking    sync.Mutex  // held for the request files, before loading
@@ -201,6 +212,7 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 		return nil, &ExitError{ExitHelpless, err}
 	}
 	d.cfg.Store(cfg)
+	d.dir, d.relations = config.NewDir(d.configOptions()), config.NewRelations(cfg)
 	d.designate()
 	d.setLog(cfg)
 	d.reloaded.Store(&control.Reload{At: control.At(o.Now()), OK: true})
@@ -257,6 +269,7 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 		return nil, err
 	}
 	d.runner = schedule.NewRunner(o.Now, d.fire)
+	d.watcher = d.newDefinitionWatcher()
 
 	if err := os.MkdirAll(cfg.RuntimeDir, 0o750); err != nil {
 		return nil, fmt.Errorf("make runtime_dir: %w", err)
@@ -300,10 +313,9 @@ func (d *Daemon) run(ctx context.Context) error {
 	defer close(fed)
 
 	// Watch, then read: no change falls between the two.
-	watching, watch := d.watchDefinitions()
-	loop("definitions", watch)
+	loop("definitions", d.watchDefinitions)
 	select {
-	case <-watching:
+	case <-d.watcher.ready:
 	case <-ctx.Done():
 	}
 	d.load(ctx, triggerStart)
@@ -397,7 +409,7 @@ func (d *Daemon) reloads(ctx context.Context, p *pulse) {
 			d.Notifier.Ready()
 		case <-d.loadWake:
 			resume()
-			d.load(ctx, triggerWatch)
+			d.loadAgain(ctx)
 		}
 	}
 }

@@ -4,20 +4,32 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"byokd/daemon/lifecycle"
 )
 
-// watchDefinitions returns a loop that watches the group files. ready is closed
-// once it misses no change any more.
-func (d *Daemon) watchDefinitions() (ready <-chan struct{}, run func(context.Context, *pulse)) {
+// newDefinitionWatcher returns a watcher of the group files and of the policy files
+// that they name, wherever these lie.
+func (d *Daemon) newDefinitionWatcher() *watcher {
 	w := newWatcher(d.cfg.Load().GroupsDir, d.settleTime, isDefinition, d.log)
-	return w.ready, func(ctx context.Context, p *pulse) {
-		w.pulse = p
-		w.run(ctx, func([]string) { d.load(ctx, triggerWatch) })
-	}
+	w.itself = true
+	d.dir.Follow = w.follow
+	return w
+}
+
+// watchDefinitions watches until ctx ends.
+func (d *Daemon) watchDefinitions(ctx context.Context, p *pulse) {
+	d.watcher.pulse = p
+	d.watcher.run(ctx, func(names []string) {
+		for i, name := range names {
+			names[i] = d.watcher.path(name)
+		}
+		d.loadChanged(ctx, names)
+	})
 }
 
 // watchRequests watches the request files until ctx ends, those included that
@@ -78,6 +90,11 @@ func (d *Daemon) obey(ctx context.Context, r *request) {
 	defer d.loading.Unlock()
 	log := d.log.With("group", r.Group, "request", r.Verb)
 	a, err := d.requested(ctx, r)
+	if errors.Is(err, errNotYet) {
+		// Its file stays among the taken ones, and is met again soon.
+		d.untaken.Store(true)
+		return
+	}
 	if refused := (*refusal)(nil); err != nil && !errors.As(err, &refused) {
 		// The database could not be asked: its file stays among the taken ones.
 		d.storeFailed("look a request's target up", err)
@@ -111,6 +128,9 @@ func (r *refusal) Error() string { return r.reason }
 
 func refuse(format string, args ...any) error { return &refusal{fmt.Sprintf(format, args...)} }
 
+// errNotYet is for a request whose group's file has just been dropped.
+var errNotYet = errors.New("the group's file has not settled yet")
+
 // requested is what a request asks for, or why it cannot be obeyed.
 func (d *Daemon) requested(ctx context.Context, r *request) (ask, error) {
 	if !d.cfg.Load().Designated {
@@ -118,7 +138,12 @@ func (d *Daemon) requested(ctx context.Context, r *request) (ask, error) {
 	}
 	g, ok := d.groups.get(r.Group)
 	switch {
+	case ok && g.def == nil && g.invalid != nil:
+		return ask{}, refuse("the file of group %q has never been a good one: see `byokctl status %s`", r.Group, r.Group)
 	case !ok || g.def == nil:
+		if _, err := os.Stat(filepath.Join(d.cfg.Load().GroupsDir, r.Group+".toml")); err == nil {
+			return ask{}, errNotYet
+		}
 		return ask{}, refuse("there is no group %q", r.Group)
 	case g.gone:
 		return ask{}, refuse("the file of group %q is gone", r.Group)

@@ -149,8 +149,28 @@ func mustJSON(v any) []byte {
 // in the database ask for. It never fails as a whole: what cannot be read is a
 // problem of its group, and the last good definition stays in force.
 func (d *Daemon) load(ctx context.Context, trigger string) {
+	d.awaitFiles(ctx)
 	d.loading.Lock()
 	defer d.loading.Unlock()
+	d.loadAll(ctx, trigger)
+}
+
+// awaitFiles waits until files that have just been written count, so that what
+// was put in place before a reload is in force after it. Those that are written to
+// for longer are left to the watcher.
+func (d *Daemon) awaitFiles(ctx context.Context) {
+	d.loading.Lock()
+	d.dir.Settle = d.settleTime()
+	settled := d.dir.Settled(d.cfg.Load())
+	d.loading.Unlock()
+	if !settled.IsZero() {
+		sleep(ctx, min(time.Until(settled), settleWait), nil)
+		d.pulses.goesOn()
+	}
+}
+
+// loadAll is load for who holds d.loading.
+func (d *Daemon) loadAll(ctx context.Context, trigger string) {
 	defer wake(d.tidyWake)
 	cfg := d.cfg.Load()
 	rows, err := d.store.Groups(ctx)
@@ -163,44 +183,189 @@ func (d *Daemon) load(ctx context.Context, trigger string) {
 		d.storeFailed("read the generations", err)
 		return
 	}
-	set, err := config.LoadDir(cfg, d.configOptions())
-	if err != nil {
-		// The folder itself cannot be read: that no file is seen does not mean
-		// that all groups are gone.
-		d.log.Error("group files cannot be read; the last good definitions stay in force", "err", err)
-		d.unreadable.Store(&problem{"groups-dir", err.Error() + "; the last good definitions stay in force", d.Now()})
-		set = nil
-	} else {
-		d.unreadable.Store(nil)
+	k := known{names: make(map[string]bool), rows: make(map[string]jobstore.Group), keys: keys}
+	for _, row := range rows {
+		k.add(row)
 	}
-	d.apply(ctx, cfg, set, rows, keys, trigger)
+	d.dir.Settle = d.settleTime()
+	if err := d.dir.Read(cfg); err != nil {
+		d.cannotRead(err)
+		for name, row := range k.rows {
+			d.keep(name, d.lastGood(cfg, row), row, !row.RemovedAt.IsZero())
+		}
+		return
+	}
+	d.unreadable.Store(nil)
+	d.loaded = true
+	for _, name := range d.dir.Names() {
+		k.names[name] = true
+	}
+	for _, name := range d.groups.names() {
+		k.names[name] = true
+	}
+	d.relations = config.NewRelations(cfg)
+	d.apply(ctx, cfg, k, trigger)
 }
 
-// apply compares a set of group files with the database and acts on it; set nil:
-// the files could not be read. keys are the groups that have a generation.
-func (d *Daemon) apply(ctx context.Context, cfg *config.Config, set *config.Set, rows []jobstore.Group, keys map[string]bool, trigger string) {
-	now := d.Now()
-	inDB := make(map[string]jobstore.Group)
-	for _, row := range rows {
-		if row.Definition != nil { // else only events tell of it: it never was good
-			inDB[row.Name] = row
-		}
+// loadChanged does for some files, or groups_dir itself, what load does for all.
+// Its work depends on how many they are, and not on how many there are.
+func (d *Daemon) loadChanged(ctx context.Context, paths []string) {
+	d.loading.Lock()
+	defer d.loading.Unlock()
+	switch {
+	case !d.loaded: // when byokd starts, or could not read the database then
+		d.loadAll(ctx, triggerStart)
+		return
+	case d.unreadable.Load() != nil, slices.Contains(paths, d.cfg.Load().GroupsDir):
+		d.loadAll(ctx, triggerWatch)
+		return
 	}
-	good := make(map[string]*config.Group)
-	bad := make(map[string]config.Problems)
-	if set != nil {
-		maps.Copy(good, set.Groups)
-		maps.Copy(bad, set.Problems)
+	d.dir.Settle = d.settleTime()
+	names, err := d.dir.Look(paths...)
+	if err != nil {
+		d.cannotRead(err)
+		return
 	}
-	lastGood := make(map[string]*config.Group)
-	for name, row := range inDB {
-		g, err := config.UnmarshalDefinition(row.Definition)
-		if err != nil {
-			d.log.Error("the last good definition in the database cannot be read", "group", name, "err", err)
+	d.loadGroups(ctx, names)
+}
+
+// loadGroups applies what was read of some groups, and with them of those that
+// are related to them.
+func (d *Daemon) loadGroups(ctx context.Context, changed []string) {
+	defer wake(d.tidyWake)
+	k := known{names: make(map[string]bool), rows: make(map[string]jobstore.Group), keys: make(map[string]bool)}
+	for _, name := range changed {
+		k.names[name] = true
+	}
+	d.relations.Of(k.names)
+	for _, name := range changed {
+		d.relate(name)
+	}
+	d.relations.Of(k.names)
+	for name := range k.names {
+		row, err := d.store.Group(ctx, name)
+		if errors.Is(err, jobstore.ErrNotFound) {
 			continue
 		}
-		g.Account = cfg.Credentials[g.Credential].Account
-		lastGood[name] = g
+		if err != nil {
+			d.storeFailed("read the groups", err)
+			return
+		}
+		generations, err := d.store.Generations(ctx, name)
+		if err != nil {
+			d.storeFailed("read the generations", err)
+			return
+		}
+		k.add(row)
+		k.keys[name] = hasKeys(generations)
+	}
+	d.log.Debug("group files have changed", "groups", len(changed), "looked_at", len(k.names))
+	d.apply(ctx, d.cfg.Load(), k, triggerWatch)
+}
+
+// cannotRead notes that groups_dir cannot be read: that no file is seen does not
+// mean that all groups are gone.
+func (d *Daemon) cannotRead(err error) {
+	d.log.Error("group files cannot be read; the last good definitions stay in force", "err", err)
+	d.unreadable.Store(&problem{"groups-dir", err.Error() + "; the last good definitions stay in force", d.Now()})
+	wake(d.tidyWake)
+}
+
+// again has groups judged anew for another reason than a change of their files:
+// those that are named, or all.
+func (d *Daemon) again(names ...string) {
+	d.againMu.Lock()
+	defer d.againMu.Unlock()
+	d.againAll = d.againAll || len(names) == 0
+	d.againNames = append(d.againNames, names...)
+	wake(d.loadWake)
+}
+
+// loadAgain does what again asked for.
+func (d *Daemon) loadAgain(ctx context.Context) {
+	d.againMu.Lock()
+	all, names := d.againAll, d.againNames
+	d.againAll, d.againNames = false, nil
+	d.againMu.Unlock()
+	d.loading.Lock()
+	defer d.loading.Unlock()
+	if all || !d.loaded || d.unreadable.Load() != nil {
+		d.loadAll(ctx, triggerWatch)
+		return
+	}
+	d.loadGroups(ctx, names)
+}
+
+// relate notes which groups a group has to be judged with.
+func (d *Daemon) relate(name string) {
+	file, _, there := d.dir.Get(name)
+	g, known := d.groups.get(name)
+	if !there && !known {
+		d.relations.Remove(name)
+		return
+	}
+	d.relations.Set(name, file, g.def)
+}
+
+// firstKey is called when a group without keys has got one: it keeps its alias
+// now, whoever else claims it.
+func (d *Daemon) firstKey(name string) {
+	related := map[string]bool{name: true}
+	if d.relations.Of(related); len(related) > 1 {
+		d.again(name)
+	}
+}
+
+// known is what the database knows of some groups.
+type known struct {
+	names map[string]bool           // all of them, whether the database knows them or not
+	rows  map[string]jobstore.Group // by name
+	keys  map[string]bool           // those that have a generation
+}
+
+// add adds a group of the database, unless only events tell of it: then it never
+// was good.
+func (k known) add(row jobstore.Group) {
+	if row.Definition != nil {
+		k.names[row.Name], k.rows[row.Name] = true, row
+	}
+}
+
+// lastGood is the last good definition of a group, nil where the database holds
+// none that can be read.
+func (d *Daemon) lastGood(cfg *config.Config, row jobstore.Group) *config.Group {
+	g, err := config.UnmarshalDefinition(row.Definition)
+	if err != nil {
+		d.log.Error("the last good definition in the database cannot be read", "group", row.Name, "err", err)
+		return nil
+	}
+	g.Account = cfg.Credentials[g.Credential].Account
+	return g
+}
+
+// apply compares the files of groups with the database and acts on them. Of each
+// group all that are related to it have to be among them.
+func (d *Daemon) apply(ctx context.Context, cfg *config.Config, k known, trigger string) {
+	now := d.Now()
+	inDB, keys := k.rows, k.keys
+	good := make(map[string]*config.Group)
+	bad := make(map[string]config.Problems)
+	waits := make(map[string]bool) // not settled yet: as it was
+	lastGood := make(map[string]*config.Group)
+	for name := range k.names {
+		switch g, problems, there := d.dir.Get(name); {
+		case g != nil:
+			good[name] = g
+		case problems != nil:
+			bad[name] = problems
+		case there:
+			waits[name] = true
+		}
+		if row, ok := inDB[name]; ok {
+			if g := d.lastGood(cfg, row); g != nil {
+				lastGood[name] = g
+			}
+		}
 	}
 	hasGeneration := func(name string) bool { return keys[name] }
 
@@ -209,7 +374,7 @@ func (d *Daemon) apply(ctx context.Context, cfg *config.Config, set *config.Set,
 		old := good[name].AWS.PreviousName
 		_, known := inDB[name]
 		row, there := inDB[old]
-		if old == "" || known || !there || good[old] != nil || bad[old] != nil {
+		if old == "" || known || !there || good[old] != nil || bad[old] != nil || waits[old] {
 			continue
 		}
 		if lastGood[old] != nil {
@@ -252,7 +417,7 @@ func (d *Daemon) apply(ctx context.Context, cfg *config.Config, set *config.Set,
 	for name, old := range lastGood {
 		// A group whose file is bad or gone keeps its alias.
 		if good[name] == nil && hasGeneration(name) {
-			old.Gone = bad[name] == nil
+			old.Gone = bad[name] == nil && !waits[name]
 			claimants = append(claimants, old)
 		}
 	}
@@ -271,22 +436,22 @@ func (d *Daemon) apply(ctx context.Context, cfg *config.Config, set *config.Set,
 	for _, name := range slices.Sorted(maps.Keys(bad)) {
 		d.refuse(name, lastGood[name], inDB[name], bad[name], now)
 	}
-	if set == nil {
-		for name, row := range inDB {
-			d.keep(name, lastGood[name], row, !row.RemovedAt.IsZero())
+	for name := range waits {
+		if row, ok := inDB[name]; ok {
+			d.keep(name, lastGood[name], row, false)
 		}
-		return
 	}
 	for name, row := range inDB {
-		if good[name] == nil && bad[name] == nil {
+		if good[name] == nil && bad[name] == nil && !waits[name] {
 			d.remove(ctx, name, lastGood[name], row)
 		}
 	}
-	for _, name := range d.groups.names() {
+	for name := range k.names {
 		// A bad file that is gone again, and never was a group.
 		if _, known := inDB[name]; !known && good[name] == nil && bad[name] == nil {
 			d.groups.forget(name)
 		}
+		d.relate(name)
 	}
 }
 
@@ -298,11 +463,16 @@ func (d *Daemon) groupsWithKeys(ctx context.Context) (map[string]bool, error) {
 	}
 	has := make(map[string]bool)
 	for _, g := range all {
-		if g.Stage != string(lifecycle.Destroyed) {
+		if hasKeys([]jobstore.Generation{g}) {
 			has[g.Group] = true
 		}
 	}
 	return has, nil
+}
+
+// hasKeys reports whether any of a group's generations still is one.
+func hasKeys(generations []jobstore.Generation) bool {
+	return slices.ContainsFunc(generations, func(g jobstore.Generation) bool { return g.Stage != string(lifecycle.Destroyed) })
 }
 
 // accept puts a good definition into force and asks for what its differences
@@ -497,8 +667,8 @@ func (gs *groups) named(keyID string) bool {
 
 // openJobs are a group's jobs of a kind that have not ended.
 func (d *Daemon) openJobs(ctx context.Context, name string, kind lifecycle.Kind) ([]jobstore.Job, error) {
-	open, err := d.store.OpenJobs(ctx)
-	return slices.DeleteFunc(open, func(j jobstore.Job) bool { return j.Group != name || j.Kind != string(kind) }), err
+	open, err := d.store.OpenJobs(ctx, name)
+	return slices.DeleteFunc(open, func(j jobstore.Job) bool { return j.Kind != string(kind) }), err
 }
 
 // synchronizeChanged asks for a synchronization where the definition differs
@@ -625,20 +795,24 @@ func (gs *groups) jobEnded(ctx context.Context, job *lifecycle.Job, done, applie
 	ctx = context.WithoutCancel(ctx)
 	d.loading.Lock()
 	defer d.loading.Unlock()
+	first := false
 	gs.update(job.Group, func(g *group) {
-		if done {
-			g.hasKeys = g.hasKeys || job.Kind == lifecycle.Rotate
+		if done && job.Kind == lifecycle.Rotate {
+			first, g.hasKeys = !g.hasKeys, true
 		}
 		if applied {
 			g.row.AppliedDigest = job.Definition.Digest
 		}
 	})
+	if first {
+		d.firstKey(job.Group)
+	}
 	g, ok := gs.get(job.Group)
 	switch {
 	case !ok:
 		return
 	case g.gone:
-		wake(d.loadWake) // the job may have been in the way of a rename
+		d.again(job.Group) // the job may have been in the way of a rename
 		return
 	case applied && g.def != nil:
 		// The definition may have changed while the job ran.

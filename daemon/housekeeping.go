@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -41,7 +40,7 @@ func (d *Daemon) housekeep(ctx context.Context, p *pulse) {
 // again that could not be stored.
 func (d *Daemon) upkeep(ctx context.Context, p *pulse) {
 	var pruned, looked time.Time
-	identity, policies := d.credentialFiles(), d.policyFiles()
+	identity := d.credentialFiles()
 	for ok := true; ok; ok = p.sleep(ctx, tidyEvery, nil) {
 		if time.Since(pruned) >= pruneEvery {
 			pruned = time.Now()
@@ -62,10 +61,6 @@ func (d *Daemon) upkeep(ctx context.Context, p *pulse) {
 			d.groups.lookAnew() // it may be another account's now
 			d.permissionsChanged(ctx)
 		}
-		if now := d.policyFiles(); !maps.Equal(now, policies) {
-			policies = now
-			wake(d.loadWake)
-		}
 	}
 }
 
@@ -75,20 +70,6 @@ func (d *Daemon) credentialFiles() map[string]string {
 	for name, c := range d.cfg.Load().Credentials {
 		if file, ok := c.AccessKeySource(); ok {
 			files[name] = fileIdentity(file.Path())
-		}
-	}
-	return files
-}
-
-// policyFiles tells versions of those policy files apart that lie outside
-// groups_dir, where the watcher does not see them.
-func (d *Daemon) policyFiles() map[string]string {
-	dir := d.cfg.Load().GroupsDir
-	files := make(map[string]string)
-	for _, name := range d.groups.names() {
-		g, ok := d.groups.get(name)
-		if ok && g.def != nil && g.def.AWS.PolicyFile != "" && filepath.Dir(g.def.AWS.PolicyFile) != dir {
-			files[g.def.AWS.PolicyFile] = fileIdentity(g.def.AWS.PolicyFile)
 		}
 	}
 	return files

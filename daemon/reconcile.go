@@ -212,6 +212,9 @@ func (d *Daemon) decide(ctx context.Context, name string, found lifecycle.Findin
 			return err
 		}
 	}
+	if designated && len(found.Generations) > 0 && !g.hasKeys {
+		d.firstKey(name)
+	}
 	d.groups.update(name, func(g *group) {
 		g.hasKeys = g.hasKeys || designated && len(found.Generations) > 0
 		if found.Account != "" {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -29,17 +30,21 @@ const (
 	watcherLinks = 40
 )
 
-// A watcher tells which files of one directory have changed. A file counts once
-// it has been unchanged for the settle time, each for itself, so that one which
-// is written to for ever holds back no other. The work for one file does not
-// depend on how many there are.
+// A watcher tells which files of one directory have changed, and which of those
+// elsewhere that it was told to follow. A file counts once it has been unchanged
+// for the settle time, each for itself, so that one which is written to for ever
+// holds back no other. The work for one file does not depend on how many there
+// are.
 //
-// The directory may be a link, or be reached through links, may be swapped for
-// another and may be gone for a while: the places where its path could come to
-// mean something else are watched too. Events only say where to look. What is
-// delivered depends on what is found there, so nothing rests on their order or
-// on none being lost: the directory is read when watching begins, when events
-// were lost, and every minute.
+// The directory and the files may be links, or be reached through links, may be
+// swapped for others and may be gone for a while: the places where their paths
+// could come to mean something else are watched too. Events only say where to
+// look. What is delivered depends on what is found there, so nothing rests on
+// their order or on none being lost: everything is looked at when watching begins,
+// when events were lost, and every minute.
+//
+// A file of the directory has its name there, one elsewhere its absolute path, and
+// the directory itself is called watcherItself.
 type watcher struct {
 	dir    string // absolute
 	settle func() time.Duration
@@ -48,8 +53,12 @@ type watcher struct {
 	pulse  *pulse
 
 	// initial has the first batch tell all files that are there when run
-	// begins; otherwise only what changes from then on is told.
+	// begins; otherwise only what changes from then on is told, and what has not
+	// settled then.
 	initial bool
+	// itself has it told when the permissions of the directory change, or when it
+	// comes or goes.
+	itself bool
 	// ready is closed when changes are noticed and the files that are there
 	// have been looked at.
 	ready chan struct{}
@@ -61,8 +70,18 @@ type watcher struct {
 	at       watcherPlace
 	stale    bool      // the directory is another one, whatever its path says
 	rescanAt time.Time // when to read the directory next
+	swapped  bool      // it is read since it may be another one
 	troubled bool      // a warning was logged
-	links    bool      // some files are links
+	failed   bool      // a watch could not be had since the last scan
+
+	watched map[string]watcherDir      // by path, without links
+	ways    map[string][]string        // of files that are links or elsewhere: the paths that decide where they lead
+	through map[string]map[string]bool // by such a path: the files
+
+	mu       sync.Mutex
+	asked    map[string]bool // what follow was called with
+	asks     chan struct{}
+	followed map[string]bool
 
 	known   map[string]watcherPrint // what has been told; not there: gone
 	pending map[string]*watcherPending
@@ -78,6 +97,7 @@ type watcherPrint struct {
 	mode, owner      uint32
 	modified, change int64 // nanoseconds; change notices what a restored mtime hides
 	link             uint64
+	dirs             uint64 // the modes of the directories that a link, or a file elsewhere, lies in
 }
 
 type watcherPending struct {
@@ -107,6 +127,44 @@ func newWatcher(dir string, settle func() time.Duration, keep func(name string) 
 		open:    fsnotify.NewWatcher,
 		known:   make(map[string]watcherPrint),
 		pending: make(map[string]*watcherPending),
+
+		asked:    make(map[string]bool),
+		asks:     make(chan struct{}, 1),
+		followed: make(map[string]bool),
+	}
+}
+
+// watcherItself is what the directory is called among its files.
+const watcherItself = "."
+
+// follow begins or ends to watch a file elsewhere, by its absolute path. That it is
+// there is told once. It may be called at any time.
+func (w *watcher) follow(path string, on bool) {
+	w.mu.Lock()
+	w.asked[path] = on
+	w.mu.Unlock()
+	wake(w.asks)
+}
+
+// takeAsked does what follow was called for.
+func (w *watcher) takeAsked(now time.Time) {
+	w.mu.Lock()
+	asked := w.asked
+	w.asked = make(map[string]bool)
+	w.mu.Unlock()
+	for path, on := range asked {
+		switch {
+		case filepath.Dir(path) == w.dir && w.keep(filepath.Base(path)):
+			// It is among the files of the directory.
+		case on:
+			w.followed[path] = true
+			w.check(path, true, now)
+		default:
+			w.setWay(path, nil)
+			delete(w.followed, path)
+			delete(w.pending, path) // its place in the queue is passed over
+			delete(w.known, path)
+		}
 	}
 }
 
@@ -122,10 +180,11 @@ func (w *watcher) run(ctx context.Context, deliver func(names []string)) {
 	w.scan(time.Now())
 	if !w.initial {
 		for name, p := range w.pending {
-			w.known[name] = p.print
+			if age := time.Since(time.Unix(0, max(p.print.modified, p.print.change))); age < 0 || age >= w.settle() {
+				w.known[name] = p.print
+				delete(w.pending, name)
+			}
 		}
-		clear(w.pending)
-		w.queue = nil
 	}
 	close(w.ready)
 
@@ -138,7 +197,10 @@ func (w *watcher) run(ctx context.Context, deliver func(names []string)) {
 		if !now.Before(w.rescanAt) {
 			w.rescanAt = now.Add(w.rescan)
 			w.look()
-			w.scan(now)
+			if found := w.scan(now); found > 0 && !w.swapped {
+				w.log.Info("changes that no event told of were found by reading the directory", "files", found)
+			}
+			w.swapped = false
 		}
 		next := w.rescanAt
 		if len(w.queue) > 0 && w.queue[0].due.Before(next) {
@@ -156,57 +218,68 @@ func (w *watcher) run(ctx context.Context, deliver func(names []string)) {
 		case <-ctx.Done():
 		case <-timer.C:
 			resume()
+		case <-w.asks:
+			resume()
+			w.takeAsked(time.Now())
 		case e := <-events:
 			resume()
 			w.heard(e, time.Now())
 		case err := <-faults:
 			resume()
 			w.log.Warn("file events were lost: the directory is read again", "err", err)
-			w.rescanBy(time.Now())
+			w.rescanAt = time.Now()
 		}
 	}
 }
 
 // heard follows up an event.
 func (w *watcher) heard(e fsnotify.Event, now time.Time) {
+	moved := e.Has(fsnotify.Create | fsnotify.Remove | fsnotify.Rename)
+	if _, ok := w.watched[e.Name]; moved && (ok || e.Name == w.at.path) {
+		w.stale = true // it may be another directory now
+		w.rescanSoon()
+	}
+	for name := range w.through[e.Name] {
+		w.check(name, true, now)
+	}
 	switch {
-	case e.Name == w.dir || e.Name == w.at.path:
-		if e.Has(fsnotify.Create | fsnotify.Remove | fsnotify.Rename) {
-			w.stale = true
-			w.rescanBy(now.Add(watcherPause))
+	case e.Name == w.at.path:
+		if w.itself {
+			w.check(watcherItself, false, now)
 		}
-	case filepath.Dir(e.Name) != w.dir:
-		// Somewhere on the way to the directory.
-		if e.Has(fsnotify.Create|fsnotify.Remove|fsnotify.Rename) && !w.at.equal(watcherResolve(w.dir)) {
-			w.rescanBy(now.Add(watcherPause))
+	case filepath.Dir(e.Name) == w.at.path:
+		if name := filepath.Base(e.Name); w.keep(name) {
+			w.check(name, true, now)
 		}
-	case w.keep(filepath.Base(e.Name)):
-		w.check(filepath.Base(e.Name), true, now)
-	case w.links:
-		// It may be what links go through, like the ..data of Kubernetes.
-		w.rescanBy(now.Add(watcherPause))
+	case moved && !w.at.equal(watcherResolve(w.dir)):
+		w.rescanSoon()
 	}
 }
 
-func (w *watcher) rescanBy(t time.Time) {
-	if t.Before(w.rescanAt) {
+// rescanSoon has everything looked at: the directory may be another one.
+func (w *watcher) rescanSoon() {
+	w.swapped = true
+	if t := time.Now().Add(watcherPause); t.Before(w.rescanAt) {
 		w.rescanAt = t
 	}
 }
 
 // look begins to watch anew if the directory is not the one that is watched.
 func (w *watcher) look() {
-	if w.notify == nil || w.stale || !slices.Contains(w.notify.WatchList(), w.dir) || !w.at.equal(watcherResolve(w.dir)) {
+	if w.notify == nil || w.stale || w.watched[w.at.path] != w.at.id || !w.at.equal(watcherResolve(w.dir)) {
 		w.attach()
 	}
 }
 
 // attach watches the directory and the places that decide which one it is. It
 // does so with a new inotify instance, which has no events of the one before.
+// Directories are watched by paths without links, so that each has one name only.
 func (w *watcher) attach() {
 	w.detach()
 	w.stale = false
 	w.at = watcherResolve(w.dir)
+	w.watched = make(map[string]watcherDir)
+	w.ways, w.through = make(map[string][]string), make(map[string]map[string]bool)
 	notify, err := w.open()
 	if err != nil {
 		w.trouble(err)
@@ -214,21 +287,39 @@ func (w *watcher) attach() {
 	}
 	w.notify = notify
 	for _, place := range w.at.decide {
-		if err := notify.Add(place.path); err != nil {
-			w.log.Debug("no notice of a swapped directory", "path", place.path, "err", err)
-		}
+		w.watch(place)
 	}
-	if err := notify.Add(w.dir); err != nil {
-		w.trouble(err)
-		return
-	}
-	if w.troubled {
-		w.troubled = false
-		w.log.Info("the directory is watched again")
+	if w.at.found {
+		w.watch(w.at.id)
+	} else {
+		w.trouble(fs.ErrNotExist)
 	}
 	if !w.at.equal(watcherResolve(w.dir)) {
-		w.rescanBy(time.Now().Add(watcherPause)) // swapped before the watches stood
+		w.rescanSoon() // swapped before the watches stood
 	}
+}
+
+// watch watches a directory; false: it was watched before, or cannot be.
+func (w *watcher) watch(place watcherDir) bool {
+	is, ok := w.watched[place.path]
+	switch {
+	case w.notify == nil:
+		return false
+	case ok && is != place:
+		w.stale = true
+		w.rescanSoon()
+		return false
+	case ok:
+		return false
+	}
+	if err := w.notify.Add(place.path); err != nil {
+		if !errors.Is(err, fs.ErrNotExist) { // else the scan after its end sees that
+			w.trouble(err)
+		}
+		return false
+	}
+	w.watched[place.path] = place
+	return true
 }
 
 func (w *watcher) detach() {
@@ -240,6 +331,7 @@ func (w *watcher) detach() {
 
 // trouble warns, once until it is over, that the directory cannot be watched.
 func (w *watcher) trouble(err error) {
+	w.failed = true
 	if w.troubled {
 		return
 	}
@@ -254,9 +346,18 @@ func (w *watcher) trouble(err error) {
 	}
 }
 
-// scan looks at all files. Where the directory cannot be read, everything is
-// taken to be as it was, unless it is gone.
-func (w *watcher) scan(now time.Time) {
+// scan looks at all files, and returns how many have changed that no event told
+// of. Where the directory cannot be read, everything is taken to be as it was,
+// unless it is gone.
+func (w *watcher) scan(now time.Time) (found int) {
+	look := func(name string) {
+		if w.check(name, false, now) {
+			found++
+		}
+	}
+	if w.itself {
+		look(watcherItself)
+	}
 	dir, err := os.Open(w.dir)
 	var names []string
 	if err == nil {
@@ -265,45 +366,56 @@ func (w *watcher) scan(now time.Time) {
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		w.log.Warn("the directory cannot be read", "err", err)
-		return
+		return found
 	}
-	w.links = false
 	there := make(map[string]bool, len(names))
 	for _, name := range names {
 		if w.keep(name) {
 			there[name] = true
-			w.check(name, false, now)
+			look(name)
 		}
+	}
+	for name := range w.followed {
+		there[name] = true
+		look(name)
 	}
 	for name := range w.known {
 		if !there[name] {
-			w.check(name, false, now)
+			look(name)
 		}
 	}
 	for name := range w.pending {
 		if !there[name] {
-			w.check(name, false, now)
+			look(name)
 		}
 	}
+	if w.troubled && !w.failed && w.notify != nil && w.at.found {
+		w.troubled = false
+		w.log.Info("everything is watched again")
+	}
+	w.failed = false
+	return found
 }
 
 // check looks at one file, and has it told once it has settled, if it is not
-// as it was told before.
-func (w *watcher) check(name string, heard bool, now time.Time) {
+// as it was told before. It reports whether it found a change that it did not know
+// of.
+func (w *watcher) check(name string, heard bool, now time.Time) bool {
 	print := w.print(name)
 	p := w.pending[name]
 	switch {
 	case p == nil:
 		if !heard && print == w.known[name] {
-			return
+			return false
 		}
 		p = &watcherPending{}
 		w.pending[name] = p
 		w.queue = append(w.queue, watcherDue{name, now.Add(w.settle())})
 	case !heard && print == p.print:
-		return
+		return false
 	}
 	p.print, p.due, p.heard = print, now.Add(w.settle()), p.heard || heard
+	return true
 }
 
 // forget has a file told again when the directory is next read, if it is still
@@ -318,6 +430,9 @@ func (w *watcher) settled(now time.Time) []string {
 		name := w.queue[0].name
 		w.queue = w.queue[1:]
 		p := w.pending[name]
+		if p == nil {
+			continue // told to be known, or not followed any more
+		}
 		if print := w.print(name); print != p.print {
 			p.print, p.due = print, now.Add(w.settle())
 		}
@@ -339,30 +454,105 @@ func (w *watcher) settled(now time.Time) []string {
 	return names
 }
 
+// path is the path of a file that is watched.
+func (w *watcher) path(name string) string {
+	if filepath.IsAbs(name) {
+		return name
+	}
+	return filepath.Join(w.dir, name)
+}
+
 // print looks at a file, and at what it links to. Where that cannot be looked
 // at, the link stands for itself.
 func (w *watcher) print(name string) watcherPrint {
-	path := filepath.Join(w.dir, name)
+	path := w.path(name)
+	if name == watcherItself {
+		info, err := os.Stat(path)
+		if err != nil {
+			return watcherPrint{found: !errors.Is(err, fs.ErrNotExist)}
+		}
+		// Only what decides whether its files are read: it changes with each of them.
+		print := watcherPrint{found: true, mode: uint32(info.Mode())}
+		if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+			print.owner = stat.Uid
+		}
+		return print
+	}
 	info, err := os.Lstat(path)
+	link := err == nil && info.Mode()&fs.ModeSymlink != 0
+	print := watcherPrint{found: true}
+	if link || filepath.IsAbs(name) {
+		place := w.resolve(name, path)
+		for _, dir := range []string{filepath.Dir(path), filepath.Dir(place.path)} {
+			if info, err := os.Stat(dir); err == nil {
+				print.dirs = print.dirs<<32 | uint64(uint32(info.Mode()))
+			}
+		}
+	} else {
+		w.setWay(name, nil)
+	}
 	if err != nil {
 		// One that cannot be looked at is for its reader to complain of.
-		return watcherPrint{found: !errors.Is(err, fs.ErrNotExist)}
+		print.found = !errors.Is(err, fs.ErrNotExist)
+		if !print.found {
+			return watcherPrint{}
+		}
+		return print
 	}
-	var link uint64
-	if info.Mode()&fs.ModeSymlink != 0 {
-		w.links = true
+	if link {
 		if stat, ok := info.Sys().(*syscall.Stat_t); ok {
-			link = stat.Ino
+			print.link = stat.Ino
 		}
 		if target, err := os.Stat(path); err == nil {
 			info = target
 		}
 	}
-	print := watcherPrint{found: true, size: info.Size(), mode: uint32(info.Mode()), modified: info.ModTime().UnixNano(), link: link}
+	print.size, print.mode, print.modified = info.Size(), uint32(info.Mode()), info.ModTime().UnixNano()
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
 		print.device, print.inode, print.owner, print.change = stat.Dev, stat.Ino, stat.Uid, stat.Ctim.Nano()
 	}
 	return print
+}
+
+// resolve finds out where a file lies and watches the places that decide it.
+func (w *watcher) resolve(name, path string) watcherPlace {
+	for range watcherLinks {
+		place := watcherResolve(path)
+		added := false
+		for _, dir := range place.decide {
+			added = w.watch(dir) || added
+		}
+		if !added {
+			w.setWay(name, place.way)
+			return place
+		}
+		// It may have changed before the watches stood.
+	}
+	return watcherResolve(path) // it changes all the time: the next event tells
+}
+
+// setWay notes through which paths a file is reached.
+func (w *watcher) setWay(name string, way []string) {
+	old := w.ways[name]
+	if slices.Equal(old, way) {
+		return
+	}
+	for _, path := range old {
+		if delete(w.through[path], name); len(w.through[path]) == 0 {
+			delete(w.through, path)
+		}
+	}
+	delete(w.ways, name)
+	if len(way) == 0 {
+		return
+	}
+	w.ways[name] = way
+	for _, path := range way {
+		if w.through[path] == nil {
+			w.through[path] = make(map[string]bool)
+		}
+		w.through[path][name] = true
+	}
 }
 
 // watcherPlace is where the path of a directory leads, and through what.
@@ -370,6 +560,7 @@ type watcherPlace struct {
 	path   string // without links
 	found  bool
 	decide []watcherDir // a change in one of these may make it lead elsewhere
+	way    []string     // they, and what in them
 	id     watcherDir   // the directory itself
 }
 
@@ -387,8 +578,13 @@ func (p watcherPlace) equal(q watcherPlace) bool {
 // itself or, where that is missing, the last one that is there.
 func watcherResolve(path string) watcherPlace {
 	var place watcherPlace
-	decides := func(dir string) {
+	decides := func(dir, path string) {
 		d := watcherIdentity(dir)
+		for _, p := range []string{dir, path} {
+			if !slices.Contains(place.way, p) {
+				place.way = append(place.way, p)
+			}
+		}
 		if !slices.Contains(place.decide, d) {
 			place.decide = append(place.decide, d)
 		}
@@ -404,7 +600,7 @@ func watcherResolve(path string) watcherPlace {
 		next := filepath.Join(at, name)
 		info, err := os.Lstat(next)
 		if err == nil && info.Mode()&fs.ModeSymlink != 0 && links < watcherLinks {
-			decides(at)
+			decides(at, next)
 			links++
 			var target string
 			if target, err = os.Readlink(next); err == nil {
@@ -416,13 +612,13 @@ func watcherResolve(path string) watcherPlace {
 			}
 		}
 		if err != nil {
-			decides(at)
+			decides(at, next)
 			place.path = next
 			return place
 		}
 		at = next
 	}
-	decides(filepath.Dir(at))
+	decides(filepath.Dir(at), at)
 	place.path, place.found, place.id = at, true, watcherIdentity(at)
 	return place
 }

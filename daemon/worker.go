@@ -375,7 +375,7 @@ func (d *Daemon) storeWorks() {
 	if d.storing.Swap(nil) != nil {
 		d.log.Info("the database can be written again")
 		wake(d.jobsWake)
-		wake(d.loadWake) // what a definition asked for may not have been stored
+		d.again() // what a definition asked for may not have been stored
 	}
 }
 

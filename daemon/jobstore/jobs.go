@@ -638,10 +638,15 @@ func (s *Store) Jobs(ctx context.Context, f JobFilter) ([]Job, error) {
 	return jobs, nil
 }
 
-// OpenJobs returns the jobs that have not ended, without their steps, oldest
-// first.
-func (s *Store) OpenJobs(ctx context.Context) ([]Job, error) {
-	rows, err := s.r.QueryContext(ctx, `SELECT `+jobColumns+` FROM jobs WHERE state IN ('available', 'running', 'retryable') ORDER BY id`)
+// OpenJobs returns the jobs that have not ended, of the groups named or of all,
+// without their steps, oldest first.
+func (s *Store) OpenJobs(ctx context.Context, groups ...string) ([]Job, error) {
+	where, args := `state IN ('available', 'running', 'retryable')`, []any(nil)
+	if len(groups) > 0 {
+		// The index by group is the one to use: + takes the other one away.
+		where, args = `+`+where+` AND grp IN (SELECT value FROM json_each(?))`, []any{jsonText(groups)}
+	}
+	rows, err := s.r.QueryContext(ctx, `SELECT `+jobColumns+` FROM jobs WHERE `+where+` ORDER BY id`, args...)
 	jobs, err := collect(rows, err, scanJob)
 	if err != nil {
 		return nil, fmt.Errorf("list open jobs: %w", err)
