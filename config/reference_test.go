@@ -8,7 +8,6 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -276,25 +275,17 @@ func exampleValues(t *testing.T, file string) map[string]string {
 // references are both files.
 func references(t *testing.T) (daemon, group *reference) {
 	t.Helper()
-	hints := func(key, hint string) map[string]string { return map[string]string{key: hint} }
-	laterDaemon, laterG := make(map[string]string), make(map[string]string)
-	or := func(hint string) string {
-		if hint == "" {
-			return ""
-		}
-		return ", or write " + hint
-	}
-	for _, l := range laterConfig {
-		maps.Copy(laterDaemon, hints(l.key, or(l.hint)))
-	}
+	later := make(map[string]string)
 	for _, l := range laterGroup {
-		maps.Copy(laterG, hints(l.key, or(l.hint)))
+		if later[l.key] = ""; l.hint != "" {
+			later[l.key] = ", or write " + l.hint
+		}
 	}
 	opts := Options{LookupEnv: func(string) (string, bool) { return "", false }}
 	g := defaultGroup()
 	g.Rotation.Initial = "now"
-	return referTo(t, "byokd.toml", "byokd.toml, the daemon's own configuration", defaultConfig("/etc/byokd/byokd.toml", opts), laterDaemon),
-		referTo(t, "group", "groups.d/NAME.toml, a key group", g, laterG)
+	return referTo(t, "byokd.toml", "byokd.toml, the daemon's own configuration", defaultConfig("/etc/byokd/byokd.toml", opts), nil),
+		referTo(t, "group", "groups.d/NAME.toml, a key group", g, later)
 }
 
 // fresh compares a file with what it should hold, or writes it with -update.
