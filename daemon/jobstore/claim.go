@@ -13,9 +13,18 @@ type Skip struct {
 	Gone   []string // those whose file is gone: of their jobs only one goes on that may have moved the alias
 }
 
+// inTheWay is true of a job j that another one of its group keeps waiting, which
+// may have moved the alias and has not ended: no other job moves the alias
+// meanwhile, nor retires a key, but for what a person asks for about one.
+const inTheWay = `(j.kind IN ('rotate', 'rollback') OR j.kind = 'retire' AND j.urgent = 0) AND EXISTS
+	(SELECT 1 FROM jobs o JOIN steps ON steps.job_id = o.id WHERE o.grp = j.grp AND o.id <> j.id
+		AND o.state IN ('available', 'retryable') AND steps.name = 'activate' AND steps.state <> 'pending')`
+
 // Claim makes the next due job running and returns it with its steps; nil when
 // there is none. Urgent ones come first, then the one whose due time or next
-// attempt is longest past. A group has at most one job running.
+// attempt is longest past. A group has at most one job running. Behind one that
+// may have moved the alias others that concern it wait, also while that one waits
+// for its next attempt.
 func (s *Store) Claim(ctx context.Context, now time.Time, skip Skip) (*Job, error) {
 	var job *Job
 	err := s.write(ctx, func(t *tx) error {
@@ -36,7 +45,7 @@ func (s *Store) Claim(ctx context.Context, now time.Time, skip Skip) (*Job, erro
 		// One search of the index jobs_ready for the urgent ones, and one for the
 		// others, so that many waiting jobs cost nothing.
 		first := `(SELECT j.id FROM jobs j WHERE j.urgent = %d AND j.ready_at <= ?1
-			AND NOT EXISTS (SELECT 1 FROM jobs r WHERE r.grp = j.grp AND r.state = 'running')` + skipped + `
+			AND NOT EXISTS (SELECT 1 FROM jobs r WHERE r.grp = j.grp AND r.state = 'running') AND NOT (` + inTheWay + `)` + skipped + `
 			ORDER BY j.ready_at, j.id LIMIT 1)`
 		rows, err := t.query(`UPDATE jobs SET state = 'running', attempt = attempt + 1, waiting_for = '', next_attempt = NULL,
 				started_at = coalesce(started_at, ?1)

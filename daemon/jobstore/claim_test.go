@@ -63,6 +63,41 @@ func TestClaimOnePerGroup(t *testing.T) {
 	claim(t, s, c, second.ID)
 }
 
+// Between two attempts of a job that may have moved the alias no other one moves
+// it or retires a key.
+func TestClaimBehindAnAliasMove(t *testing.T) {
+	s, c := newStore(t)
+	retire := func(key string, urgent bool) jobstore.Job {
+		return enqueue(t, s, jobstore.NewJob{Kind: "retire", Group: "payments", UniqueKey: key, Urgent: urgent})
+	}
+	put := func(id, activate string) {
+		must(t, s.Retry(t.Context(), id, jobstore.Retry{NextAttempt: c.now.Add(time.Hour)},
+			jobstore.Change{Steps: []jobstore.Step{{Name: "activate", State: activate}}}))
+	}
+	back := enqueue(t, s, jobstore.NewJob{Kind: "rollback", Group: "payments", UniqueKey: "1"})
+	claim(t, s, c, back.ID)
+	put(back.ID, "failed")
+	next, planned := enqueue(t, s, rotate("payments", "2")), retire("plan:disable:1", false)
+	elsewhere := enqueue(t, s, rotate("cards", "1"))
+	claim(t, s, c, elsewhere.ID)
+	claimNothing(t, s, c)
+	sync := enqueue(t, s, jobstore.NewJob{Kind: "synchronize", Group: "payments", UniqueKey: "3"})
+	keep := retire("control:1", true)
+	for _, id := range []string{keep.ID, sync.ID} {
+		claim(t, s, c, id)
+		must(t, s.Finish(t.Context(), id, jobstore.Completed, "", jobstore.Change{}))
+	}
+	claimNothing(t, s, c)
+
+	// Put back, it has not moved it.
+	c.advance(time.Hour)
+	claim(t, s, c, back.ID)
+	put(back.ID, "pending")
+	claim(t, s, c, next.ID)
+	must(t, s.Finish(t.Context(), next.ID, jobstore.Completed, "", jobstore.Change{}))
+	claim(t, s, c, planned.ID)
+}
+
 func TestNextDue(t *testing.T) {
 	s, c := newStore(t)
 	due := func() time.Time {

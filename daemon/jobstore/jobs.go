@@ -495,7 +495,9 @@ func (s *Store) Resnapshot(ctx context.Context, group string, definition []byte,
 }
 
 // Cancel ends a job that is waiting. It returns ErrNotFound, ErrRunning,
-// ErrFinished, or ErrActivated when the job may have moved the alias.
+// ErrFinished, or ErrActivated when the job may have moved the alias. One that
+// waits for a person to move the alias can be cancelled all the same: it is not
+// where the job has put it.
 func (s *Store) Cancel(ctx context.Context, jobID string, audit ...AuditEntry) error {
 	err := s.write(ctx, func(t *tx) error {
 		job, err := loadJob(t.query, jobID)
@@ -507,7 +509,7 @@ func (s *Store) Cancel(ctx context.Context, jobID string, audit ...AuditEntry) e
 		case !job.Open():
 			return ErrFinished
 		}
-		n, err := t.exec(`UPDATE jobs SET state = 'cancelled', waiting_for = '', next_attempt = NULL, finished_at = ? WHERE id = ? AND `+notActivated,
+		n, err := t.exec(`UPDATE jobs SET state = 'cancelled', waiting_for = '', next_attempt = NULL, finished_at = ? WHERE id = ? AND (waiting_for = 'alias' OR `+notActivated+`)`,
 			millis(t.now), jobID)
 		if err == nil && n == 0 {
 			err = ErrActivated

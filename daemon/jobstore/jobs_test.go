@@ -544,9 +544,16 @@ func TestCancel(t *testing.T) {
 	// Past the point of no return there is none.
 	job = enqueue(t, s, rotate("payments", "2"))
 	claim(t, s, c, job.ID)
-	must(t, s.Retry(t.Context(), job.ID, jobstore.Retry{WaitingFor: "alias"}, jobstore.Change{Steps: []jobstore.Step{{Name: "activate", State: "failed"}}}))
+	must(t, s.Retry(t.Context(), job.ID, jobstore.Retry{WaitingFor: "config"}, jobstore.Change{Steps: []jobstore.Step{{Name: "activate", State: "failed"}}}))
 	mustBe(t, s.Cancel(t.Context(), job.ID), jobstore.ErrActivated)
 	equal(t, "state", load(t, s, job.ID).State, jobstore.Retryable)
+
+	// Where somebody else has moved the alias there is nothing to drive forward.
+	_, err = s.Wake(t.Context(), jobstore.WakeFilter{})
+	must(t, err)
+	claim(t, s, c, job.ID)
+	must(t, s.Retry(t.Context(), job.ID, jobstore.Retry{WaitingFor: "alias"}, jobstore.Change{}))
+	must(t, s.Cancel(t.Context(), job.ID))
 }
 
 func TestPlan(t *testing.T) {
