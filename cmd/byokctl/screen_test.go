@@ -27,18 +27,18 @@ func TestTimelines(t *testing.T) {
 			{Generation: 6, State: "pre-active", MadeAt: day(-1)}}},
 		{Group: "new", State: "pending"},
 	}
-	const want = `                                2026-04     2026-07      2026-10      2027-01
-a-group-with~  expired          .           .            .       |    .
-    0  previous         ######===================================|
-    1  expired               -################################   |
+	const want = `                                 2026-04     2026-07     2026-10      2027-01
+a-group-with~  expired           .           .           .       |    .
+    0  previous          #######=================================|
+    1  expired                --##############################   |
 
-payments  ok                    .           .            .       |    >
-    3  disabled                      ##############=:::::::::::::|............X
-    4  pending-deletion                            #######=======|X
+payments  ok                     .           .           .       |    >
+    3  disabled                       ##############=::::::::::::|............X
+    4  pending-deletion                             ######=======|X
     5  active                                            -#######|
     6  pre-active                                               -|
 
-new  pending                    .           .            .       |    .
+new  pending                     .           .           .       |    .
        no generations yet
 
 - made   # active   = previous   : disabled   X expires or is deleted
@@ -66,6 +66,9 @@ func TestStatusScreen(t *testing.T) {
 	for i := range 1000 {
 		g := control.GroupStatus{Group: fmt.Sprintf("bad-%03d", i), State: control.GroupFailing, NextRotation: at}
 		g.Problems = []control.Problem{{Code: "hsm-unavailable", Message: "[hsm.main]: token unavailable", Since: at}}
+		g.Alias = control.String("alias/" + g.Group)
+		g.Problems = append(g.Problems, control.Problem{Code: "retrying", Message: fmt.Sprintf(
+			"rotate job 019aa000-0000-7000-8000-%012d: %s: cannot be reached; tried again at 2026-11-23T18:00:%02dZ", i, g.Alias, i%60)})
 		if i == 0 {
 			g.Problems = append(g.Problems, control.Problem{Code: "waiting-policy", Message: "AWS does not take the key policy of this group, which is far too long for a line of a terminal"})
 		}
@@ -97,6 +100,7 @@ func TestStatusScreen(t *testing.T) {
 	for _, want := range []string{
 		"hsm1: 3000 groups: 1000 failing, 2000 ok; next rotation bad-000, 2026-11-23\n18:00Z\n",
 		"! 1000 groups have problem hsm-unavailable: [hsm.main]: token unavailable",
+		"! 1000 groups have problem retrying: rotate job ...: alias/...: cannot be",
 		"  waiting-policy: AWS does not take",
 		"not listed: ", " failing, 2000 ok",
 	} {

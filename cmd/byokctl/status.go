@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -109,7 +110,7 @@ func (s screen) status(groups []control.GroupStatus, notes []string, host string
 			table.row(oneLine(g.Group), g.State, number(g.Active.Generation), text(g.Active.KeyID),
 				minute(g.LastRotation), minute(g.NextRotation), expires(g))
 			for _, p := range g.Problems {
-				if !isCommon(common, p) {
+				if !isCommon(common, g, p) {
 					table.note(p.String())
 				}
 			}
@@ -143,7 +144,7 @@ func (s screen) worst(groups []control.GroupStatus, common []commonProblem, line
 		}
 		lines--
 		for _, p := range g.Problems {
-			if !isCommon(common, p) {
+			if !isCommon(common, g, p) {
 				lines -= 1 + strings.Count(s.wrap(oneLine(p.String()), 2), "\n")
 			}
 		}
@@ -195,11 +196,22 @@ func expires(g control.GroupStatus) string {
 
 // A commonProblem is one that several groups have.
 type commonProblem struct {
-	control.Problem
-	groups int
+	control.Problem // as it is told of all of them
+	groups          int
 }
 
-func sameProblem(a, b control.Problem) bool { return a.Code == b.Code && a.Message == b.Message }
+// ofGroup are those parts of a problem's message that are the group's own: IDs of
+// jobs and keys, and times.
+var ofGroup = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z`)
+
+// general is a problem as it is told of all groups that have it.
+func general(g control.GroupStatus, p control.Problem) control.Problem {
+	if g.Alias != "" {
+		p.Message = strings.ReplaceAll(p.Message, string(g.Alias), "alias/...")
+	}
+	p.Message = ofGroup.ReplaceAllString(p.Message, "...")
+	return p
+}
 
 // commonProblems are those that are told once for all their groups.
 func commonProblems(groups []control.GroupStatus) []commonProblem {
@@ -207,13 +219,18 @@ func commonProblems(groups []control.GroupStatus) []commonProblem {
 	count := make(map[key]*commonProblem)
 	var order []*commonProblem
 	for _, g := range groups {
+		seen := make(map[key]bool)
 		for _, p := range g.Problems {
+			p = general(g, p)
 			k := key{p.Code, p.Message}
 			if count[k] == nil {
 				count[k] = &commonProblem{Problem: p}
 				order = append(order, count[k])
 			}
-			count[k].groups++
+			if !seen[k] {
+				seen[k] = true
+				count[k].groups++
+			}
 		}
 	}
 	var common []commonProblem
@@ -225,8 +242,10 @@ func commonProblems(groups []control.GroupStatus) []commonProblem {
 	return common
 }
 
-func isCommon(common []commonProblem, p control.Problem) bool {
-	return slices.ContainsFunc(common, func(c commonProblem) bool { return sameProblem(c.Problem, p) })
+// isCommon reports whether a problem of a group is told above the groups.
+func isCommon(common []commonProblem, g control.GroupStatus, p control.Problem) bool {
+	p = general(g, p)
+	return slices.ContainsFunc(common, func(c commonProblem) bool { return c.Code == p.Code && c.Message == p.Message })
 }
 
 // statusCheck fails where a person must act. It prints nothing else.

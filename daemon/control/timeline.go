@@ -78,8 +78,8 @@ func (p Period) end() time.Time {
 	return end
 }
 
-// Span is the time that the timelines cover: from the first generation to the
-// last thing that is planned, and now at least.
+// Span is the time that the timelines cover: from a little before the first
+// generation to the last thing that is planned, and now at least.
 func Span(timelines []Timeline, now time.Time) (from, to time.Time) {
 	from, to = now, now
 	take := func(times ...Time) {
@@ -107,7 +107,8 @@ func Span(timelines []Timeline, now time.Time) (from, to time.Time) {
 	if to.Sub(from) < time.Hour {
 		to = from.Add(time.Hour)
 	}
-	return from, to
+	// A little room, so that what has just begun is seen before now.
+	return from.Add(-to.Sub(from) / 40), to
 }
 
 // Ticks are moments at which hours, days, months or years begin, at most as many

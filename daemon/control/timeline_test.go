@@ -44,14 +44,14 @@ func TestSegments(t *testing.T) {
 func TestSpan(t *testing.T) {
 	day := func(n int) control.Time { return control.At(at.AddDate(0, 0, n)) }
 	from, to := control.Span(nil, at)
-	if !from.Equal(at) || to.Sub(from) != time.Hour {
+	if !from.Equal(at.Add(-90*time.Second)) || !to.Equal(at.Add(time.Hour)) {
 		t.Errorf("nothing: %s to %s", from, to)
 	}
 	from, to = control.Span([]control.Timeline{
 		{NextRotation: day(30), Generations: []control.Period{{MadeAt: day(-60), ActiveFrom: day(-59), ActiveTo: day(-10)}}},
 		{Generations: []control.Period{{MadeAt: day(-20), ValidTo: day(345)}, {State: "destroyed", DeletionDate: day(700)}}},
 	}, at)
-	if !from.Equal(day(-60).Time) || !to.Equal(day(345).Time) {
+	if !from.Equal(day(-60).Add(-405*24*time.Hour/40)) || !to.Equal(day(345).Time) {
 		t.Errorf("%s to %s", from, to)
 	}
 }
