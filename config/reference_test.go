@@ -714,11 +714,11 @@ func TestSchemaTakesTheExamples(t *testing.T) {
 
 // cannotSay are the mistakes, by archive, that a schema cannot express: they are
 // about files and their permissions, other groups, lengths of time, or what a text
-// means. All others are refused by both.
+// means; what is not there yet is none for a schema. All others are refused by both.
 var cannotSay = []string{
 	"active-key", "active-key-account", "alias-claimed-twice", "every-too-short", "group-file-writable", "group-names", "groups-dir-writable",
 	"hook-writable", "keep-valid-for-over-365d", "keep-valid-for-shorter-than-every", "keep-valid-for-shorter-than-schedule",
-	"keep-valid-for-zero", "kms-endpoint-two-regions", "no-hsm", "not-yet-byokd", "not-yet-group", "pin-directory-writable",
+	"keep-valid-for-zero", "kms-endpoint-two-regions", "no-hsm", "pin-directory-writable",
 	"policy-characters", "policy-directory-writable", "policy-missing", "policy-not-json", "policy-not-object", "policy-too-large",
 	"policy-writable", "retirement-order", "schedule-bad", "schedule-every", "schedule-never-fires", "schedule-tz",
 	"timezone-local", "timezone-unknown", "which-hsm",
@@ -760,7 +760,7 @@ func TestSchemaAndDecoder(t *testing.T) {
 			case err != nil:
 				both++
 			case mistaken:
-				if unsaid[name] = true; !slices.Contains(cannotSay, name) {
+				if unsaid[name] = true; !slices.Contains(cannotSay, name) && !strings.HasPrefix(name, "not-yet-") {
 					t.Errorf("%s, %s: the schema takes it, the decoder does not", name, f.Name)
 				}
 			}
