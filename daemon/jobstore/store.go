@@ -292,7 +292,30 @@ func inspect(ctx context.Context, path string) (version int, err error) {
 	if result != "ok" {
 		return 0, fmt.Errorf("%w: %s", ErrDamaged, result)
 	}
-	return version, nil
+	return version, whole(ctx, db, path)
+}
+
+// whole checks that the file ends with its last page: SQLite reads zeros for what
+// is missing of one. Pages may still be in a write-ahead log, and the file shorter.
+func whole(ctx context.Context, db *sql.DB, path string) error {
+	var pages, size int64
+	if err := db.QueryRowContext(ctx, "PRAGMA page_count").Scan(&pages); err != nil {
+		return err
+	}
+	if err := db.QueryRowContext(ctx, "PRAGMA page_size").Scan(&size); err != nil {
+		return err
+	}
+	if log, err := os.Stat(path + "-wal"); err == nil && log.Size() > 0 {
+		return nil
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if info.Size() < pages*size {
+		return fmt.Errorf("%w: it has %d bytes, and its %d pages have %d", ErrDamaged, info.Size(), pages, pages*size)
+	}
+	return nil
 }
 
 // openWriter opens the one connection that writes.
