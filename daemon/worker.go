@@ -256,7 +256,11 @@ func (d *Daemon) storeOutcome(ctx context.Context, row *jobstore.Job, job *lifec
 		case class == lifecycle.Operator && retry.WaitingFor == lifecycle.WaitPIN:
 			// Never by itself: a token locks.
 		case class == lifecycle.Operator:
-			retry.NextAttempt = now.Add(operatorRetry)
+			pause := operatorRetry
+			if after := lifecycle.RetryAfter(err); after > 0 {
+				pause = after
+			}
+			retry.NextAttempt = now.Add(pause)
 		default:
 			pause := backoff(row.Attempt, isOutage(err))
 			if after := lifecycle.RetryAfter(err); after > 0 {

@@ -64,6 +64,11 @@ const (
 	// that of an import sent now to be taken for an earlier attempt's import.
 	ownImport = time.Hour
 
+	// tagsSeen is how long a permission that goes by a new key's tags may be
+	// missed: what is denied meanwhile is tried again sooner. KMS Developer Guide,
+	// "Troubleshooting ABAC": up to five minutes.
+	tagsSeen = 5 * time.Minute
+
 	// goneAfter is how long a created key may stay unknown to KMS before it
 	// counts as deleted. Terraform waits 10 minutes for states to read back.
 	goneAfter = 10 * time.Minute
@@ -260,6 +265,9 @@ func (r *run) failed(ctx context.Context, s *Step, err error) error {
 	}
 	if s.State == Pending {
 		return err // put back by itself: another step has failed
+	}
+	if g, ok := r.generation(r.job.Generation); ok && errors.Is(err, ErrDenied) && r.now().Sub(g.CreatedAt).Abs() < tagsSeen {
+		err = &Fault{Class: ClassOf(err), WaitingFor: WaitingFor(err), Err: err, After: time.Minute}
 	}
 	s.State, s.Message = Failed, err.Error()
 	if rerr := r.record(ctx, Change{Steps: []Step{*s}}); rerr != nil {

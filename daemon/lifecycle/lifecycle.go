@@ -467,7 +467,8 @@ type Fault struct {
 	WaitingFor string // with Operator: one of the Wait constants
 	Err        error
 
-	// After, with Transient, is when it is of use to try again; zero: not known.
+	// After, with Transient or Operator, is when it is of use to try again; zero:
+	// not known.
 	After time.Duration
 }
 

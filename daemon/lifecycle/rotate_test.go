@@ -677,6 +677,25 @@ func TestVerify(t *testing.T) {
 }
 
 // A key that decrypts to something else never gets the alias.
+// What is denied of a key that was just created is tried again sooner: KMS sees
+// the tags that a permission goes by late.
+func TestDeniedOfANewKey(t *testing.T) {
+	w := newWorld(t)
+	w.kms.denied["GetParametersForImport"] = true
+	def := definition()
+	id, err := w.try(def)
+	wantOperator(t, err, lifecycle.WaitPermission)
+	if after := lifecycle.RetryAfter(err); after != time.Minute {
+		t.Errorf("tried again after %v", after)
+	}
+	w.now = w.now.Add(10 * time.Minute)
+	err, _ = w.attempt(id)
+	wantOperator(t, err, lifecycle.WaitPermission)
+	if after := lifecycle.RetryAfter(err); after != 0 {
+		t.Errorf("tried again after %v, although the key is not new", after)
+	}
+}
+
 func TestVerifyFindsAWrongKey(t *testing.T) {
 	w := newWorld(t)
 	def := definition()
