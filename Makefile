@@ -1,7 +1,7 @@
 # byokd. `make demo` and `make test` are all that a fresh Debian machine with Go
 # needs; `make help` lists the rest.
 
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+VERSION ?= $(shell git describe --tags --always --abbrev=12 --dirty 2>/dev/null || echo devel)
 BIN     := bin
 LDFLAGS := -s -w -X main.version=$(VERSION)
 GO      ?= go
