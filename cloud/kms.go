@@ -44,6 +44,20 @@ type TaggedKey struct {
 	Tags  map[string]string
 }
 
+// A Grant lets somebody do something with a key.
+type Grant struct {
+	ID   string // of a grant that is there
+	Name string // makes CreateGrant idempotent; "": none
+
+	Grantee, GranteeService   string // one of them: an ARN, or the name of a service
+	Retiring, RetiringService string // at most one of them
+	Operations                []string
+
+	// Constraints; nil and "": none.
+	ContextEquals, ContextSubset map[string]string
+	SourceARN                    string
+}
+
 // ImportParameters are one wrapping key and the token bound to it; both live 24 h.
 type ImportParameters struct {
 	PublicKey []byte // SubjectPublicKeyInfo, DER; size and exponent already checked
@@ -495,6 +509,59 @@ func (k *KMS) LastUsage(ctx context.Context, keyID string) (at time.Time, known 
 	}
 	created, tracked := aws.ToTime(out.KeyCreationDate), aws.ToTime(out.TrackingStartDate)
 	return time.Time{}, !created.IsZero() && !tracked.After(created), nil
+}
+
+// Grants returns all grants on the key.
+func (k *KMS) Grants(ctx context.Context, keyID string) ([]Grant, error) {
+	var list []Grant
+	pages := kms.NewListGrantsPaginator(k.client, &kms.ListGrantsInput{KeyId: &keyID, Limit: aws.Int32(100)})
+	for pages.HasMorePages() {
+		out, err := send(ctx, k.session, reads("ListGrants", keyID), func(ctx context.Context) (*kms.ListGrantsOutput, error) {
+			return pages.NextPage(ctx)
+		})
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range out.Grants {
+			g := Grant{
+				ID: aws.ToString(e.GrantId), Name: aws.ToString(e.Name),
+				Grantee: aws.ToString(e.GranteePrincipal), GranteeService: aws.ToString(e.GranteeServicePrincipal),
+				Retiring: aws.ToString(e.RetiringPrincipal), RetiringService: aws.ToString(e.RetiringServicePrincipal),
+			}
+			for _, operation := range e.Operations {
+				g.Operations = append(g.Operations, string(operation))
+			}
+			if c := e.Constraints; c != nil {
+				g.ContextEquals, g.ContextSubset, g.SourceARN = c.EncryptionContextEquals, c.EncryptionContextSubset, aws.ToString(c.SourceArn)
+			}
+			list = append(list, g)
+		}
+	}
+	return list, nil
+}
+
+// CreateGrant makes a grant; under a Name, asking twice is asking once.
+func (k *KMS) CreateGrant(ctx context.Context, keyID string, g Grant) error {
+	in := &kms.CreateGrantInput{KeyId: &keyID}
+	for value, member := range map[*string]**string{&g.Name: &in.Name, &g.Grantee: &in.GranteePrincipal, &g.GranteeService: &in.GranteeServicePrincipal,
+		&g.Retiring: &in.RetiringPrincipal, &g.RetiringService: &in.RetiringServicePrincipal} {
+		if *value != "" {
+			*member = value
+		}
+	}
+	for _, operation := range g.Operations {
+		in.Operations = append(in.Operations, types.GrantOperation(operation))
+	}
+	if g.ContextEquals != nil || g.ContextSubset != nil || g.SourceARN != "" {
+		in.Constraints = &types.GrantConstraints{EncryptionContextEquals: g.ContextEquals, EncryptionContextSubset: g.ContextSubset}
+		if g.SourceARN != "" {
+			in.Constraints.SourceArn = &g.SourceARN
+		}
+	}
+	_, err := send(ctx, k.session, changes("CreateGrant", keyID), func(ctx context.Context) (*kms.CreateGrantOutput, error) {
+		return k.client.CreateGrant(ctx, in)
+	})
+	return err
 }
 
 // KeyAliases returns the names of the aliases that point at the key, sorted.

@@ -18,7 +18,7 @@ import (
 // new one cannot be without a row, unless it is one on keys.
 func TestEveryOperationIsKnown(t *testing.T) {
 	onKeys := []string{
-		"kms:Decrypt", "kms:DeleteImportedKeyMaterial", "kms:DescribeKey", "kms:DisableKey", "kms:EnableKey", "kms:Encrypt",
+		"kms:CancelKeyDeletion", "kms:Decrypt", "kms:DeleteImportedKeyMaterial", "kms:DescribeKey", "kms:DisableKey", "kms:EnableKey", "kms:Encrypt",
 		"kms:GetKeyLastUsage", "kms:GetKeyPolicy", "kms:GetKeyRotationStatus", "kms:GetParametersForImport", "kms:ImportKeyMaterial",
 		"kms:ListKeyRotations", "kms:ListResourceTags", "kms:PutKeyPolicy", "kms:RotateKeyOnDemand", "kms:ScheduleKeyDeletion",
 		"kms:TagResource", "kms:UntagResource", "kms:UpdateKeyDescription", "kms:ListGrants", "kms:CreateGrant",
@@ -65,7 +65,7 @@ func sentOperations(t *testing.T) (operations []string) {
 		ast.Inspect(file, func(n ast.Node) bool {
 			switch n := n.(type) {
 			case *ast.CallExpr:
-				if f, ok := n.Fun.(*ast.Ident); ok && (f.Name == "reads" || f.Name == "changes") && len(n.Args) > 0 {
+				if f, ok := n.Fun.(*ast.Ident); ok && (f.Name == "reads" || f.Name == "changes") && len(n.Args) > 0 && text(n.Args[0]) != "" { // a probe's is not its own
 					operations = append(operations, "kms:"+text(n.Args[0]))
 				}
 			case *ast.CompositeLit:

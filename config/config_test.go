@@ -319,8 +319,8 @@ jobs = "30d"
 	}
 }
 
-// The mistakes in a value are said before what does not work yet.
-func TestNotYetComesLast(t *testing.T) {
+// Defaults that are written out are no mistake, and each mistake is one message.
+func TestOneMessage(t *testing.T) {
 	tests := []struct{ name, byokd, rotation, want string }{
 		{"default values", "drift_check = '60m'\n[page]\nlisten = ''\n[hooks]\n", `mode = "alias"
 on_expiry = "rotate"
@@ -335,7 +335,7 @@ drift = "report"`, ""},
 		{"mistake in page", "[page]\nlisten = '0.0.0.0:80'", "", "page.listen: \"0.0.0.0:80\" is not a loopback"},
 		{"combination", "", "mode = 'in-place'\ndisable_previous = true", "rotation.disable_previous: would"},
 		{"wrong type", "", "drift = 1", "rotation.drift: must be a string"},
-		{"not yet", "", "grants = 'copy'", "not yet"},
+		{"everything", "", "grants = 'copy'\nmode = 'auto'\ndrift = 'repair'\nkeep_generations = 3\nmanage_adopted = true", ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

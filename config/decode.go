@@ -192,16 +192,6 @@ func (d *document) ok(keys ...string) bool {
 	return !slices.ContainsFunc(keys, func(key string) bool { return d.bad[key] })
 }
 
-// okBelow is ok for a key and all keys of its table.
-func (d *document) okBelow(key string) bool {
-	for bad := range d.bad {
-		if bad == key || strings.HasPrefix(bad, key+".") {
-			return false
-		}
-	}
-	return true
-}
-
 // problemf records a problem at a key.
 func (d *document) problemf(key, format string, args ...any) {
 	line, column := d.at(key)

@@ -416,9 +416,6 @@ func (l *loader) decode(path, file, name string, data []byte) (*Group, Problems)
 	g.Rotation.Timezone = l.cfg.Timezone
 	d.decode(g)
 	l.check(d, g)
-	for _, f := range laterGroup {
-		f.check(d, g)
-	}
 	if len(d.problems) > 0 {
 		d.problems.sort()
 		return nil, d.problems
@@ -469,11 +466,9 @@ func (l *loader) checkRotation(d *document, r *Rotation) {
 	if r.Mode == "in-place" {
 		if r.OnExpiry == "let-expire" {
 			d.problemf("rotation.on_expiry", `"let-expire" would end the one KMS key that mode = "in-place" has: use "rotate" or "reimport", or mode = "alias"`)
-			d.bad["rotation.mode"] = true
 		}
 		if r.DisablePrevious {
 			d.problemf("rotation.disable_previous", `would disable the one KMS key that mode = "in-place" has: remove it, or use mode = "alias"`)
-			d.bad["rotation.mode"] = true
 		}
 	}
 	d.checkRetirement(r)
@@ -489,7 +484,6 @@ func (d *document) checkRetirement(r *Rotation) {
 			"rotation.keep_generations": r.KeepGenerations != 0} {
 			if given && d.ok(key) {
 				d.problemf(key, `cannot be done: with mode = "in-place" all generations are in one KMS key, which is in use: remove it, or use mode = "alias" or "auto"`)
-				d.bad["rotation.mode"] = true
 			}
 		}
 	}

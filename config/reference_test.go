@@ -101,7 +101,7 @@ func comments(t *testing.T) (types map[string]string, fields map[string]map[stri
 }
 
 // referTo collects the tables and keys of a file from its Go type and defaults.
-func referTo(t *testing.T, file, title string, defaults any, later map[string]string) *reference {
+func referTo(t *testing.T, file, title string, defaults any) *reference {
 	t.Helper()
 	types, fields := comments(t)
 	examples := exampleValues(t, file)
@@ -157,9 +157,6 @@ func referTo(t *testing.T, file, title string, defaults any, later map[string]st
 			}
 			if top, _, _ := strings.Cut(k.full(), "."); file == "byokd.toml" && !slices.Contains(follows, top) {
 				k.note = "Needs a restart."
-			}
-			if hint, ok := later[k.full()]; ok {
-				k.note = strings.TrimSpace(k.note + " Not there yet: leave it out" + hint + ".")
 			}
 		}
 	}
@@ -275,17 +272,11 @@ func exampleValues(t *testing.T, file string) map[string]string {
 // references are both files.
 func references(t *testing.T) (daemon, group *reference) {
 	t.Helper()
-	later := make(map[string]string)
-	for _, l := range laterGroup {
-		if later[l.key] = ""; l.hint != "" {
-			later[l.key] = ", or write " + l.hint
-		}
-	}
 	opts := Options{LookupEnv: func(string) (string, bool) { return "", false }}
 	g := defaultGroup()
 	g.Rotation.Initial = "now"
-	return referTo(t, "byokd.toml", "byokd.toml, the daemon's own configuration", defaultConfig("/etc/byokd/byokd.toml", opts), nil),
-		referTo(t, "group", "groups.d/NAME.toml, a key group", g, later)
+	return referTo(t, "byokd.toml", "byokd.toml, the daemon's own configuration", defaultConfig("/etc/byokd/byokd.toml", opts)),
+		referTo(t, "group", "groups.d/NAME.toml, a key group", g)
 }
 
 // fresh compares a file with what it should hold, or writes it with -update.

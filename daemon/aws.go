@@ -224,6 +224,19 @@ func (e engineKMS) LastUsage(ctx context.Context, keyID string) (time.Time, bool
 	return at, known, e.optional(err)
 }
 
+func (e engineKMS) Grants(ctx context.Context, keyID string) ([]lifecycle.Grant, error) {
+	list, err := e.k.Grants(ctx, keyID)
+	grants := make([]lifecycle.Grant, len(list))
+	for i, g := range list {
+		grants[i] = lifecycle.Grant(g)
+	}
+	return grants, awsFault(err)
+}
+
+func (e engineKMS) CreateGrant(ctx context.Context, keyID string, g lifecycle.Grant) error {
+	return awsFault(e.k.CreateGrant(ctx, keyID, cloud.Grant(g)))
+}
+
 func (e engineKMS) KeyAliases(ctx context.Context, keyID string) ([]string, error) {
 	aliases, err := e.k.KeyAliases(ctx, keyID)
 	return aliases, e.optional(err)

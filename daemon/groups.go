@@ -127,6 +127,7 @@ func (d *Daemon) definition(g *config.Group) lifecycle.Definition {
 		DeletePreviousMaterialAfter:   (*time.Duration)(g.Rotation.DeletePreviousMaterialAfter),
 		SchedulePreviousDeletionAfter: (*time.Duration)(g.Rotation.SchedulePreviousDeletionAfter),
 		KeepGenerations:               g.Rotation.KeepGenerations, ManageAdopted: g.Rotation.ManageAdopted,
+		Grants:        g.Rotation.Grants,
 		FormerAliases: g.AWS.FormerAliases, PreviousName: g.AWS.PreviousName, Digest: g.Digest(),
 	}
 	if g.Policy != nil {
@@ -802,6 +803,15 @@ func (gs *groups) jobEnded(ctx context.Context, job *lifecycle.Job, done, applie
 		}
 		if applied {
 			g.row.AppliedDigest = job.Definition.Digest
+		}
+		if moved := job.Kind == lifecycle.Rotate || job.Kind == lifecycle.Rollback; done && moved && g.looked != nil {
+			// Until the group is looked at again, some hours later.
+			l := *g.looked
+			l.Problems = slices.DeleteFunc(slices.Clone(l.Problems), func(f lifecycle.Finding) bool { return f.Code == "grants" })
+			if left := lifecycle.GrantsLeft(job); left != "" {
+				l.Problems = append(l.Problems, lifecycle.Finding{Code: "grants", Message: left})
+			}
+			g.looked = &l
 		}
 	})
 	if first {

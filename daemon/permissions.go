@@ -114,6 +114,12 @@ func operations(g *config.Group) []string {
 	if retires {
 		list = append(list, "kms:GetKeyLastUsage")
 	}
+	if r.Mode != "in-place" {
+		list = append(list, "kms:ListGrants")
+	}
+	if r.Grants == "copy" {
+		list = append(list, "kms:CreateGrant")
+	}
 	if r.SchedulePreviousDeletionAfter != nil { // byokctl keep
 		list = append(list, "kms:CancelKeyDeletion")
 		if !r.DisablePrevious {

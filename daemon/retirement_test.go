@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/service/kms"
+	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 
 	"byokd/daemon/control"
 )
@@ -248,6 +249,67 @@ func TestRetirementFollowsDefinition(t *testing.T) {
 		t.Errorf("generation 3 is %s", got)
 	}
 	w.until("nothing more is to be done", func() bool { return len(w.openJobs("payments")) == 0 })
+}
+
+// Grants on the key that the alias leaves are told of, copied, or waited for.
+func TestGrants(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.group("payments", every, "")
+	w.untilGeneration("payments", 1)
+	first := w.alias("payments")
+	for range 3 { // more than one of the same is one page at least
+		if _, err := w.kmsClient().CreateGrant(t.Context(), &kms.CreateGrantInput{KeyId: &first, Name: new("backup"),
+			GranteePrincipal: new("arn:aws:iam::" + testAccount + ":role/backup"), Operations: []types.GrantOperation{types.GrantOperationDecrypt}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.rotated("payments")
+	if p := w.problem("payments", "grants"); !strings.Contains(p, first) || !strings.Contains(p, "1 grant: arn:aws:iam::"+testAccount+":role/backup (Decrypt)") {
+		t.Errorf("status says %q", p)
+	}
+	w.restart()
+	second := w.alias("payments")
+	w.group("payments", every+"\ngrants = \"block\"", "")
+	w.until("after a restart the first look tells of them", func() bool { return w.problem("payments", "grants") != "" })
+	w.until("the definition is applied", func() bool { return len(w.openJobs("payments")) == 0 })
+
+	// Copied from the key that has them.
+	w.group("payments", every+"\ngrants = \"copy\"", "")
+	grants := func(key string) int {
+		out, err := w.kmsClient().ListGrants(t.Context(), &kms.ListGrantsInput{KeyId: &key})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(out.Grants)
+	}
+	if _, err := w.kmsClient().CreateGrant(t.Context(), &kms.CreateGrantInput{KeyId: &second, GranteePrincipal: new("arn:aws:iam::" + testAccount + ":role/backup"),
+		RetiringPrincipal: new("arn:aws:iam::" + testAccount + ":role/admin"), Operations: []types.GrantOperation{types.GrantOperationDecrypt, types.GrantOperationEncrypt},
+		Constraints: &types.GrantConstraints{EncryptionContextSubset: map[string]string{"vault": "a"}}}); err != nil {
+		t.Fatal(err)
+	}
+	w.until("the definition is applied", func() bool {
+		return len(w.openJobs("payments")) == 0 && strings.Count(w.log.String(), "definition has changed") == 2
+	})
+	w.rotated("payments")
+	third := w.alias("payments")
+	if grants(third) != 1 || w.problem("payments", "grants") != "" {
+		t.Errorf("%d grants on the new key; %q", grants(third), w.problem("payments", "grants"))
+	}
+
+	// Waited for.
+	w.group("payments", every+"\ngrants = \"block\"", "")
+	w.until("the definition is applied", func() bool {
+		return len(w.openJobs("payments")) == 0 && strings.Count(w.log.String(), "definition has changed") == 3
+	})
+	job := w.askRotation("payments")
+	w.until("the job waits", func() bool { return strings.Contains(w.problem("payments", "waiting-config"), `grants = "block"`) })
+	if w.alias("payments") != third {
+		t.Error("the alias has moved")
+	}
+	if _, err := w.client.Cancel(t.Context(), job.ID); err != nil {
+		t.Errorf("the job that waits cannot be cancelled: %v", err)
+	}
 }
 
 // What cannot be asked for, and what is asked for at the wrong device.

@@ -104,7 +104,7 @@ func TestAliasMovedAtAnyTime(t *testing.T) {
 	}
 	intent, act := 0, slices.Index(w.calls, "kms.UpdateAlias")
 	for i, call := range w.calls[:act] { // the first record after that of the running step
-		if call == "kms.Decrypt" {
+		if call == "kms.Grants" {
 			intent = i + 4
 		}
 	}

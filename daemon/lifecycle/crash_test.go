@@ -666,6 +666,23 @@ func scenarios() []scenario {
 				"KMS Alias Moved generation=1 previous=0 actions=<nil> disabled=false"),
 		},
 		{
+			name: "rotate, grants copied",
+			setup: func(w *world) {
+				def := definition()
+				def.Grants = "copy"
+				w.rotate(def)
+				w.keyOf(1).grants = someGrants()
+				enqueue(w, lifecycle.Rotate, def, lifecycle.Request{})
+			},
+			act: drain,
+			expect: func(t *testing.T, w *world) {
+				events(first, second)(t, w)
+				if got := len(w.keyOf(2).grants); got != 2 {
+					t.Errorf("the new key has %d grants", got)
+				}
+			},
+		},
+		{
 			name: "synchronize everything",
 			setup: func(w *world) {
 				w.rotate(definition())
@@ -923,8 +940,8 @@ func TestEveryCallIsCovered(t *testing.T) {
 	want := []string{
 		"hsm.Algorithm", "hsm.Destroy", "hsm.Find", "hsm.Generate", "hsm.List", "hsm.Wrap",
 		"journal.Generations", "journal.Record",
-		"kms.Account", "kms.CancelDeletion", "kms.CreateAlias", "kms.CreateKey", "kms.Decrypt", "kms.DeleteKeyMaterial", "kms.DescribeKey", "kms.DisableKey", "kms.EnableKey",
-		"kms.Encrypt", "kms.FindKeys", "kms.ImportKeyMaterial", "kms.KeyAliases", "kms.KeyMaterials", "kms.KeyPolicy", "kms.KeyTags", "kms.LastUsage",
+		"kms.Account", "kms.CancelDeletion", "kms.CreateAlias", "kms.CreateGrant", "kms.CreateKey", "kms.Decrypt", "kms.DeleteKeyMaterial", "kms.DescribeKey", "kms.DisableKey", "kms.EnableKey",
+		"kms.Encrypt", "kms.FindKeys", "kms.Grants", "kms.ImportKeyMaterial", "kms.KeyAliases", "kms.KeyMaterials", "kms.KeyPolicy", "kms.KeyTags", "kms.LastUsage",
 		"kms.ParametersForImport", "kms.PutKeyPolicy", "kms.RotateKeyOnDemand", "kms.RotationStarted", "kms.ScheduleDeletion", "kms.SetDescription", "kms.TagKey", "kms.UntagKey", "kms.UpdateAlias",
 	}
 	diff(t, "calls", want, slices.Sorted(maps.Keys(called)))

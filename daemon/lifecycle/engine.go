@@ -116,6 +116,7 @@ func steps(kind Kind) []step {
 			{"create", create},
 			{"import", importNew},
 			{"verify", verify},
+			{"grants", grants},
 			{"activate", activate}, // records announce as well
 			{"announce", announced},
 		}
@@ -133,6 +134,7 @@ func steps(kind Kind) []step {
 		return []step{
 			{"check", rollbackCheck},
 			{"verify", verify},
+			{"grants", grants},
 			{"activate", activate}, // records announce as well
 			{"announce", announced},
 		}

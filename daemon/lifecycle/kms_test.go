@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -47,6 +48,7 @@ type fakeKey struct {
 	enableAt time.Time // when a person enables it who has disabled it; zero: never
 
 	untracked bool // older than KMS's record of use
+	grants    []lifecycle.Grant
 
 	pointedAt bool // by an alias, at some time
 
@@ -683,6 +685,38 @@ func (k *fakeKMS) aliasesOf(id string) (names []string) {
 	}
 	slices.Sort(names)
 	return names
+}
+
+func (k *fakeKMS) Grants(ctx context.Context, id string) (list []lifecycle.Grant, err error) {
+	err = k.do(ctx, "Grants", false, func() error {
+		key, err := k.key(id)
+		if err == nil {
+			list = slices.Clone(key.grants)
+		}
+		return err
+	})
+	return list, err
+}
+
+func (k *fakeKMS) CreateGrant(ctx context.Context, id string, g lifecycle.Grant) error {
+	return k.do(ctx, "CreateGrant", true, func() error {
+		key, err := k.usable(id)
+		if err != nil {
+			return err
+		}
+		if g.Name == "" || k.w.journal.intent("grants") == "" {
+			k.w.t.Errorf("CreateGrant without a name or an intent: %+v", g)
+		}
+		for _, old := range key.grants {
+			old.ID = ""
+			if reflect.DeepEqual(old, g) {
+				return nil
+			}
+		}
+		g.ID = fmt.Sprintf("grant-%d", len(key.grants)+1)
+		key.grants = append(key.grants, g)
+		return nil
+	})
 }
 
 func (k *fakeKMS) KeyAliases(ctx context.Context, id string) (names []string, err error) {

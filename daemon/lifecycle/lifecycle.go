@@ -56,6 +56,8 @@ type Definition struct {
 	KeepGenerations               int            `json:"keep_generations"`
 	ManageAdopted                 bool           `json:"manage_adopted"` // generation 0 too
 
+	Grants string `json:"grants"` // on the key that the alias leaves: warn ("" too), copy or block
+
 	FormerAliases []string `json:"former_aliases"`
 	PreviousName  string   `json:"previous_name"`
 
@@ -369,6 +371,12 @@ type KMS interface {
 	// LastUsage returns when the key last did a cryptographic operation: the
 	// zero time where it never did. known is false where KMS cannot say.
 	LastUsage(ctx context.Context, keyID string) (at time.Time, known bool, err error)
+
+	// Grants returns all grants on the key.
+	Grants(ctx context.Context, keyID string) ([]Grant, error)
+
+	// CreateGrant makes a grant. Under a Name, asking twice is asking once.
+	CreateGrant(ctx context.Context, keyID string, g Grant) error
 
 	// KeyAliases returns the names of the aliases that point at the key.
 	KeyAliases(ctx context.Context, keyID string) ([]string, error)

@@ -89,6 +89,7 @@ func (e *Engine) Reconcile(ctx context.Context, def Definition, designated bool)
 	if err := rec.record(ctx); err != nil {
 		return Findings{}, err
 	}
+	rec.grants(ctx)
 	return rec.findings(len(generations)), nil
 }
 

@@ -24,7 +24,7 @@ func (w *world) writes() (list []string) {
 	for _, c := range w.calls {
 		switch c {
 		case "hsm.Generate", "hsm.Destroy", "kms.CreateKey", "kms.ImportKeyMaterial", "kms.DeleteKeyMaterial", "kms.PutKeyPolicy", "kms.TagKey", "kms.UntagKey",
-			"kms.SetDescription", "kms.EnableKey", "kms.DisableKey", "kms.ScheduleDeletion", "kms.CancelDeletion", "kms.CreateAlias", "kms.UpdateAlias":
+			"kms.SetDescription", "kms.EnableKey", "kms.DisableKey", "kms.ScheduleDeletion", "kms.CancelDeletion", "kms.CreateGrant", "kms.CreateAlias", "kms.UpdateAlias":
 			list = append(list, c)
 		}
 	}
