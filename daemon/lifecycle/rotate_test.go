@@ -681,7 +681,7 @@ func TestVerify(t *testing.T) {
 // the tags that a permission goes by late.
 func TestDeniedOfANewKey(t *testing.T) {
 	w := newWorld(t)
-	w.kms.denied["GetParametersForImport"] = true
+	w.kms.denied["ParametersForImport"] = true
 	def := definition()
 	id, err := w.try(def)
 	wantOperator(t, err, lifecycle.WaitPermission)
