@@ -12,6 +12,9 @@ import (
 	"byokd/daemon/lifecycle"
 )
 
+// requestsAdvice is what to do where files in requests/ cannot be moved or read.
+const requestsAdvice = "see that requests/ and what is in it belong to byokd's user, and that its file system is writable and has room"
+
 // newDefinitionWatcher returns a watcher of the group files and of the policy files
 // that they name, wherever these lie.
 func (d *Daemon) newDefinitionWatcher() *watcher {
@@ -60,7 +63,7 @@ func (d *Daemon) takeRequest(ctx context.Context, w *watcher, name string) {
 	r, err := d.requests.take(name)
 	switch {
 	case err != nil:
-		d.log.Error("request file cannot be taken yet; it is tried again", "file", name, "err", err)
+		d.log.Error("request file cannot be taken yet; it is tried again", "file", name, "err", err, "advice", requestsAdvice)
 		w.forget(name)
 		d.untaken.Store(true)
 	case r != nil:
@@ -76,7 +79,7 @@ func (d *Daemon) takeLeftovers(ctx context.Context) {
 	d.untaken.Store(false)
 	left, err := d.requests.leftovers()
 	if err != nil {
-		d.log.Error("requests that were taken before cannot be read", "err", err)
+		d.log.Error("requests that were taken before cannot be read yet; they are tried again", "err", err, "advice", requestsAdvice)
 		d.untaken.Store(true)
 	}
 	for _, r := range left {
@@ -102,9 +105,9 @@ func (d *Daemon) obey(ctx context.Context, r *request) {
 		return
 	}
 	if err != nil {
-		log.Error("request is rejected", "err", err)
+		log.Error("request is rejected", "err", err, "advice", "correct it and drop it again; it lies in requests/rejected, with the reason")
 		if err := d.requests.reject(r, err.Error()); err != nil {
-			log.Error("request cannot be put with the rejected ones", "err", err)
+			log.Error("request cannot be put with the rejected ones", "err", err, "advice", requestsAdvice)
 		}
 		return
 	}

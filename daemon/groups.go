@@ -267,7 +267,7 @@ func (d *Daemon) loadGroups(ctx context.Context, changed []string) {
 // cannotRead notes that groups_dir cannot be read: that no file is seen does not
 // mean that all groups are gone.
 func (d *Daemon) cannotRead(err error) {
-	d.log.Error("group files cannot be read; the last good definitions stay in force", "err", err)
+	d.log.Error("group files cannot be read; the last good definitions stay in force", "err", err, "advice", "make groups_dir readable for byokd's user")
 	d.unreadable.Store(&problem{"groups-dir", err.Error() + "; the last good definitions stay in force", d.Now()})
 	wake(d.tidyWake)
 }
@@ -337,7 +337,8 @@ func (k known) add(row jobstore.Group) {
 func (d *Daemon) lastGood(cfg *config.Config, row jobstore.Group) *config.Group {
 	g, err := config.UnmarshalDefinition(row.Definition)
 	if err != nil {
-		d.log.Error("the last good definition in the database cannot be read", "group", row.Name, "err", err)
+		d.log.Error("the last good definition in the database cannot be read: the group is what its file says", "group", row.Name, "err", err,
+			"advice", "see that the group's file is there and good: byokctl check")
 		return nil
 	}
 	g.Account = cfg.Credentials[g.Credential].Account
@@ -775,7 +776,7 @@ func (d *Daemon) remove(ctx context.Context, name string, last *config.Group, ro
 			return
 		}
 		row.RemovedAt = d.Now()
-		d.log.Warn("group file is gone: no more rotations; its keys stay as they are", "group", name)
+		d.log.Warn("group file is gone: no more rotations; its keys stay as they are", "group", name, "advice", "put the file back to go on; it is the same group")
 	}
 	d.keep(name, last, row, true)
 	d.groups.update(name, func(g *group) { g.invalid = nil })

@@ -160,7 +160,7 @@ func (d *Daemon) report(ctx context.Context, g group, s control.GroupStatus, v *
 		if _, err := d.store.ReportOverdue(ctx, due, jobstore.Event(event)); err != nil {
 			return err
 		}
-		d.log.Error("rotation is overdue", "group", g.name, "due_at", due.UTC())
+		d.log.Error("rotation is overdue", "group", g.name, "due_at", due.UTC(), "advice", "byokctl status "+g.name+" shows what is in its way")
 		d.groups.update(g.name, func(g *group) { g.row.OverdueReported = due })
 		d.wakeEvents()
 	}

@@ -195,7 +195,8 @@ func (o *outbox) store(ctx context.Context, e jobstore.OutboxEvent, result cloud
 		err := o.d.store.Sent(ctx, e.ID, result.EventID, o.d.Now())
 		return err == nil, err
 	case poisoned:
-		log.Error("event is parked: EventBridge does not take it; the group's later events go on", "err", result.Err)
+		log.Error("event is parked: EventBridge does not take it; the group's later events go on", "err", result.Err,
+			"advice", "byokctl events --state parked shows it; what it tells of is true all the same")
 		err := o.d.store.Park(ctx, e.ID, result.Err.Error())
 		return err == nil, err
 	}

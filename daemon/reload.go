@@ -16,13 +16,13 @@ func (d *Daemon) reload(ctx context.Context) {
 	old := d.cfg.Load()
 	cfg, err := config.Load(d.ConfigPath, d.configOptions())
 	if err != nil {
-		d.log.Error("byokd.toml is bad: everything stays as it was", "err", err)
+		d.log.Error("byokd.toml is bad: everything stays as it was", "err", err, "advice", "mend the lines that err names (byokctl check shows them too), then reload byokd")
 		d.reloaded.Store(&control.Reload{At: control.At(d.Now()), Error: control.String(err.Error())})
 		return
 	}
 	follow, restart := config.Changes(old, cfg)
 	if len(restart) > 0 {
-		d.log.Warn("changed keys of byokd.toml need a restart to count", "keys", strings.Join(restart, ", "))
+		d.log.Warn("changed keys of byokd.toml need a restart to count", "keys", strings.Join(restart, ", "), "advice", "systemctl restart byokd; running jobs go on after it")
 	}
 	next := followed(old, cfg)
 	d.cfg.Store(next)

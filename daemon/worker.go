@@ -171,9 +171,10 @@ func (d *Daemon) runJob(ctx context.Context, row *jobstore.Job) {
 			log.Info("retirement waits: the key is, or may be, in use", "err", err)
 			return
 		}
-		log.Error("job waits for a person", "waiting_for", lifecycle.WaitingFor(err), "err", err)
+		log.Error("job waits for a person", "waiting_for", lifecycle.WaitingFor(err), "err", err,
+			"advice", "mend what err names, then byokctl retry "+row.ID)
 	case lifecycle.Permanent:
-		log.Error("job given up", "err", err)
+		log.Error("job given up", "err", err, "advice", "mend what err names, then ask for it again: byokctl job "+row.ID+" shows its steps")
 	default:
 		log.Warn("job will be tried again", "attempt", row.Attempt, "err", err)
 	}
