@@ -357,3 +357,27 @@ func TestRollbackAndKeepRefused(t *testing.T) {
 		}
 	}
 }
+
+// A key of AWS's own making is adopted with a note, its alias is created at it, and
+// initial = "now" rotates away from it at once.
+func TestAdoptionOfAnAWSKey(t *testing.T) {
+	w := newWorld(t)
+	out, err := w.kmsClient().CreateKey(t.Context(), &kms.CreateKeyInput{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := *out.KeyMetadata.KeyId
+	w.group("cards", `every = "90d"`, `active_key_id = "`+id+`"`)
+	w.start()
+	if job := w.job("cards", "adopt", "adopt"); job.State != control.JobCompleted || !strings.Contains(string(job.Steps[0].Message), "origin AWS_KMS") {
+		t.Errorf("job %+v", job)
+	}
+	if w.alias("cards") != id || w.generation("cards") != 0 || len(w.keys()) != 1 {
+		t.Errorf("the alias points at %s, generation %d is active", w.alias("cards"), w.generation("cards"))
+	}
+	w.group("loans", "every = \"90d\"\ninitial = \"now\"", `active_key_id = "`+id+`"`)
+	w.untilGeneration("loans", 1)
+	if k := w.key("loans", 0); string(k.KeyID) != id || k.State != "previous" {
+		t.Errorf("the adopted key: %+v", k)
+	}
+}
