@@ -304,7 +304,7 @@ func notDue(row *jobstore.Job, l *looked) bool {
 	for _, g := range l.Generations {
 		switch {
 		case g.Stage != lifecycle.Active:
-		case row.Trigger == triggerInitial:
+		case row.Trigger == triggerInitial && g.Number > 0: // an adopted one is none that was made
 			return true
 		case !row.ScheduledAt.IsZero() && l.Recovered > 0 && g.ActivatedAt.After(row.ScheduledAt):
 			return true
