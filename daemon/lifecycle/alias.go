@@ -342,7 +342,11 @@ func (r *run) putBack(ctx context.Context, g Generation, intent aliasIntent, s *
 	if stays != "" {
 		intent.Back = ""
 		s.Data = mustJSON(intent) // the next attempt looks anew
-		return r.unready(ctx, g, fmt.Sprintf("%s points at KMS key %s of the new generation, which is not usable: %s. It is not put back: %s", alias, intent.To, why, stays))
+		why = fmt.Sprintf("%s points at KMS key %s of generation %d, which is not usable: %s. It is not put back: %s", alias, intent.To, g.Number, why, stays)
+		if r.job.Kind == Rollback { // whose refusal would mean that the alias is as before
+			return operator(WaitConfig, "%s; make one of the two keys usable, then run byokctl retry", why)
+		}
+		return r.unready(ctx, g, why)
 	}
 	s.Data = mustJSON(intent)
 	if err := r.record(ctx, Change{Steps: []Step{*s}}); err != nil {

@@ -187,6 +187,30 @@ func TestRotateRightAfterRollback(t *testing.T) {
 	w.check()
 }
 
+// Where the alias can neither stay nor go back, a roll back is not given up: the
+// alias is not as it was, and that is told once one of the keys can be used.
+func TestRollbackNotPutBack(t *testing.T) {
+	w := newWorld(t)
+	w.rotate(definition())
+	w.rotate(definition())
+	w.advance(time.Hour)
+	one, two := w.keyOf(1), w.keyOf(2)
+	w.afterMove(2, func(k *fakeKey) { k.State, two.State = "Disabled", "Disabled" })
+	id := w.rollback(definition(), 1)
+	wantOperator(t, w.drive(id, 0), lifecycle.WaitConfig, "not put back", one.ID, two.ID)
+	one.State = "Enabled"
+	w.journal.park(id, "retryable")
+	if err := w.drive(id, 0); err != nil {
+		t.Fatal(err)
+	}
+	if g := w.generation(1); g.Stage != lifecycle.Active || w.kms.aliases["alias/payments"].target != one.ID {
+		t.Errorf("generation 1 is %s, the alias points at %s", g.Stage, w.kms.aliases["alias/payments"].target)
+	}
+	if n := len(w.journal.events); n != 3 || w.journal.events[2].detail["new_key_id"] != one.ID {
+		t.Errorf("%d events", n)
+	}
+}
+
 func TestRollbackRefused(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
