@@ -231,6 +231,8 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 		return nil, helpless("there is no database %s: make an empty one with `byokctl init`; byokd then finds its keys again in KMS and the HSM", path)
 	case errors.Is(err, jobstore.ErrNewer), errors.Is(err, jobstore.ErrDamaged), errors.Is(err, jobstore.ErrInUse):
 		return nil, &ExitError{ExitHelpless, err}
+	case jobstore.IsFull(err):
+		return nil, fmt.Errorf("%s: %w", diskFull(path), err)
 	case jobstore.IsReadOnly(err):
 		return nil, fmt.Errorf("the database %s cannot be opened for writing: mount its file system writable, and give state_dir and what is in it to the user that byokd runs as: %w", path, err)
 	case err != nil:
@@ -242,6 +244,9 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 		}
 	}()
 	rescued, err := d.store.Rescue(ctx)
+	if jobstore.IsFull(err) {
+		return nil, fmt.Errorf("%s: %w", diskFull(path), err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("settle the jobs that were interrupted: %w", err)
 	}

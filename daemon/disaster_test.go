@@ -250,6 +250,29 @@ func TestDiskFull(t *testing.T) {
 	t.Logf("generations: %v", generations)
 }
 
+// On a full disk byokd does not start, says what to do, and starts when there is
+// room again: systemd tries that every few seconds.
+func TestDiskFullAtStart(t *testing.T) {
+	w := newWorld(t)
+	w.mountState(6 << 20)
+	w.group("payments", every, "")
+	w.start()
+	w.untilGeneration("payments", 1)
+	w.halt()
+	w.fill()
+	for range 2 {
+		err := w.launch()
+		if err == nil || daemon.ExitStatus(err) != daemon.ExitFault || !strings.Contains(err.Error(), "is full: make room; byokd goes on by itself then") {
+			t.Errorf("on a full disk byokd ends with %v, status %d", err, daemon.ExitStatus(err))
+		}
+	}
+	w.empty()
+	w.start()
+	w.rotated("payments")
+	w.untilGeneration("payments", 2)
+	w.checkKeys(map[string]int{"payments": 2})
+}
+
 // A database that is not what it was: byokd does not start on it, exits with 78
 // and says what to do. Nothing is made.
 func TestDamagedDatabase(t *testing.T) {

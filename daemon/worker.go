@@ -362,7 +362,7 @@ func (d *Daemon) storeFailed(what string, err error) {
 	p := &problem{code: "database", since: d.Now()}
 	switch {
 	case jobstore.IsFull(err):
-		p.message = fmt.Sprintf("the disk with %s is full: make room; byokd goes on by itself then", d.cfg.Load().Database())
+		p.message = diskFull(d.cfg.Load().Database())
 	case jobstore.IsReadOnly(err):
 		p.message = fmt.Sprintf("%s cannot be written: mount its file system writable and check its permissions; byokd goes on by itself then", d.cfg.Load().Database())
 	case jobstore.IsDamaged(err):
@@ -374,6 +374,11 @@ func (d *Daemon) storeFailed(what string, err error) {
 	if d.storing.CompareAndSwap(nil, p) {
 		d.log.Error("the database does not take what it should", "what", what, "err", err, "advice", p.message)
 	}
+}
+
+// diskFull says what to do about a disk that takes no more of the database.
+func diskFull(path string) string {
+	return fmt.Sprintf("the disk with %s is full: make room; byokd goes on by itself then", path)
 }
 
 func (d *Daemon) storeWorks() {
