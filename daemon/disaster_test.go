@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -533,6 +534,35 @@ func TestCredentialsGoneAndBack(t *testing.T) {
 	w.until("the job waits for a person", func() bool { return strings.Contains(w.problem("payments", "waiting-permission"), "prod.csv") })
 	w.write("prod.csv", string(csv))
 	w.untilGeneration("payments", 2) // the file's change is enough
+	w.until("all events are on the bus", func() bool { return w.pending() == 0 })
+	w.checkKeys(map[string]int{"payments": 2})
+	w.checkEvents(true)
+}
+
+// A credential is renamed while events wait for the bus: those that came about
+// under the old name are delivered all the same, before the later ones.
+func TestEventsOfARenamedCredential(t *testing.T) {
+	w := newWorld(t)
+	w.group("payments", every, "")
+	var away atomic.Bool
+	away.Store(true)
+	w.faults(func(r awssim.Request) *awssim.Fault {
+		if r.Operation == "PutEvents" && away.Load() {
+			return &awssim.Fault{Status: 503, Code: "InternalFailure"}
+		}
+		return nil
+	}, nil)
+	w.start()
+	w.untilGeneration("payments", 1)
+	w.halt()
+	b, err := os.ReadFile(w.path("byokd.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.write("byokd.toml", strings.Replace(string(b), "[credentials.prod]", "[credentials.live]", 1))
+	away.Store(false)
+	w.start()
+	w.rotated("payments")
 	w.until("all events are on the bus", func() bool { return w.pending() == 0 })
 	w.checkKeys(map[string]int{"payments": 2})
 	w.checkEvents(true)

@@ -93,8 +93,17 @@ func (o *outbox) deliver(ctx context.Context) (int, error) {
 	}
 	routes := make(map[route][]jobstore.OutboxEvent)
 	var order []route
+	way := make(map[string]route) // of each group's first event
+	held := make(map[string]bool)
 	for _, e := range due {
-		r := routeOf(cfg, e)
+		r := o.routeOf(cfg, e)
+		if first, ok := way[e.Group]; ok && r != first {
+			held[e.Group] = true // from here on it is another, and a later round's
+		}
+		if held[e.Group] {
+			continue
+		}
+		way[e.Group] = r
 		if routes[r] == nil {
 			order = append(order, r)
 		}
@@ -110,11 +119,17 @@ func (o *outbox) deliver(ctx context.Context) (int, error) {
 	return sent, errors.Join(errs...)
 }
 
-// routeOf is where an event goes: by [events], else by its group.
-func routeOf(cfg *config.Config, e jobstore.OutboxEvent) route {
+// routeOf is where an event goes: by [events], else as its group was when it came
+// about, else, where there is no such credential any more, as the group is now.
+func (o *outbox) routeOf(cfg *config.Config, e jobstore.OutboxEvent) route {
 	r := route{credential: cfg.Events.Credential, region: cfg.Events.Region, bus: cfg.Events.Bus}
 	if r.credential == "" {
 		r.credential = e.Credential
+		if _, there := cfg.Credentials[r.credential]; !there {
+			if g, ok := o.d.groups.get(e.Group); ok && g.def != nil {
+				r.credential = g.def.Credential
+			}
+		}
 	}
 	if r.region == "" {
 		r.region = e.Region
@@ -190,7 +205,7 @@ func (o *outbox) store(ctx context.Context, e jobstore.OutboxEvent, result cloud
 	log := o.d.log.With("group", e.Group, "event_id", e.ID, "detail_type", e.DetailType)
 	switch {
 	case result.Err == nil:
-		o.fail(routeOf(o.d.cfg.Load(), e), nil)
+		o.fail(o.routeOf(o.d.cfg.Load(), e), nil)
 		log.Debug("event delivered", "aws_event_id", result.EventID)
 		err := o.d.store.Sent(ctx, e.ID, result.EventID, o.d.Now())
 		return err == nil, err
@@ -200,7 +215,7 @@ func (o *outbox) store(ctx context.Context, e jobstore.OutboxEvent, result cloud
 		err := o.d.store.Park(ctx, e.ID, result.Err.Error())
 		return err == nil, err
 	}
-	o.fail(routeOf(o.d.cfg.Load(), e), result.Err)
+	o.fail(o.routeOf(o.d.cfg.Load(), e), result.Err)
 	next := o.d.Now().Add(backoff(e.Attempt+1, true))
 	if errors.Is(result.Err, cloud.ErrDenied) {
 		next = o.d.Now().Add(deniedRetry)
@@ -283,7 +298,7 @@ func (o *outbox) problem(g group) *problem {
 	if g.def == nil {
 		return nil
 	}
-	r := routeOf(o.d.cfg.Load(), jobstore.OutboxEvent{Event: jobstore.Event{Region: g.def.AWS.Region, Credential: g.def.Credential}})
+	r := o.routeOf(o.d.cfg.Load(), jobstore.OutboxEvent{Event: jobstore.Event{Region: g.def.AWS.Region, Credential: g.def.Credential}})
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.failures[r]
