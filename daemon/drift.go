@@ -70,6 +70,7 @@ func (gs *groups) jobRuns(name string, by int) {
 	})
 	if by < 0 {
 		wake(gs.d.driftWake)
+		wake(gs.d.groupsWake)
 	}
 }
 

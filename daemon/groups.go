@@ -42,7 +42,7 @@ type group struct {
 	gone    bool            // its file is gone
 	hasKeys bool            // the database has generations of it
 
-	looking   *sync.Mutex // one reconciliation of a group at a time
+	looking   *sync.Mutex // one reconciliation or job of a group at a time
 	looked    *looked     // the last one; nil: none since byokd started
 	inLook    bool        // it is being looked for
 	lookErr   error       // why it could not be

@@ -91,7 +91,7 @@ func (gs *groups) dueLook(name string, now time.Time) (due time.Time, ok bool) {
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
 	g := gs.m[name]
-	if g == nil || g.def == nil || g.gone || g.inLook {
+	if g == nil || g.def == nil || g.gone || g.inLook || g.drift.jobs > 0 { // a job looks itself
 		return time.Time{}, false
 	}
 	unsettled := !g.hasKeys || g.row.AppliedDigest == ""
@@ -146,9 +146,16 @@ func (gs *groups) look(ctx context.Context, name string) {
 
 // reconciled makes sure that a group was looked for in KMS and HSM since byokd
 // started and its definition names these places, and that what follows from it
-// is decided. It returns what was seen.
+// is decided. It returns what was seen. It waits for a job of the group that runs.
 func (gs *groups) reconciled(ctx context.Context, name string, def lifecycle.Definition) (*looked, error) {
-	d := gs.d
+	defer gs.hold(name)()
+	return gs.reconciledHeld(ctx, name, def)
+}
+
+// hold keeps reconciliations of a group away until it is released: they write
+// generations as they read them before they looked, and so must not meet a job
+// that goes on with one.
+func (gs *groups) hold(name string) (release func()) {
 	gs.mu.Lock()
 	g, ok := gs.m[name]
 	if !ok {
@@ -157,7 +164,12 @@ func (gs *groups) reconciled(ctx context.Context, name string, def lifecycle.Def
 	}
 	gs.mu.Unlock()
 	g.looking.Lock()
-	defer g.looking.Unlock()
+	return g.looking.Unlock
+}
+
+// reconciledHeld is reconciled for one that holds the group.
+func (gs *groups) reconciledHeld(ctx context.Context, name string, def lifecycle.Definition) (*looked, error) {
+	d := gs.d
 	// Read once: what was only looked at does not count when byokd is told
 	// meanwhile that this is the designated device.
 	designated := d.cfg.Load().Designated

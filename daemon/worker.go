@@ -197,7 +197,8 @@ var errNotDue = errors.New("a later rotation was made already")
 // attempt looks at the three places where a group's keys may be, if that has not
 // been done since byokd started, and runs the job.
 func (d *Daemon) attempt(ctx context.Context, row *jobstore.Job, job *lifecycle.Job) error {
-	l, err := d.groups.reconciled(ctx, job.Group, job.Definition)
+	defer d.groups.hold(job.Group)()
+	l, err := d.groups.reconciledHeld(ctx, job.Group, job.Definition)
 	if err != nil {
 		return fmt.Errorf("look for the group's keys: %w", err)
 	}
