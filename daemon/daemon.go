@@ -308,7 +308,7 @@ func (d *Daemon) run(ctx context.Context) error {
 	loop := func(name string, f func(context.Context, *pulse)) {
 		p := d.pulses.of(name)
 		loops.Go(func() {
-			defer p.rest()
+			defer p.end()
 			f(ctx, p)
 		})
 	}

@@ -85,7 +85,7 @@ func (d *Daemon) watchDrift(ctx context.Context, p *pulse) {
 	}
 	var running sync.WaitGroup
 	defer running.Wait()
-	defer p.rest()
+	defer p.end()
 	places := make(chan struct{}, comparisons)
 	for {
 		now := d.Now()

@@ -67,7 +67,7 @@ func (h *hooks) follow(ctx context.Context) error {
 func (h *hooks) run(ctx context.Context, p *pulse) {
 	var running sync.WaitGroup
 	defer running.Wait()
-	defer p.rest()
+	defer p.end()
 	var mu sync.Mutex
 	busy := make(map[string]bool)
 	for {

@@ -40,9 +40,43 @@ func (d *Daemon) Plan(ctx context.Context, names []string, rotate bool) ([]contr
 		case !ok:
 			return nil, unknownGroup(name)
 		}
-		plans = append(plans, d.planOf(g, v, rotate))
+		plan := d.planOf(g, v, rotate)
+		if rotate {
+			plan.Notes = append(plan.Notes, d.grantsLeft(ctx, g, plan)...)
+		}
+		plans = append(plans, plan)
 	}
 	return plans, nil
+}
+
+// grantsLeft says what grants are on the key that a rotation's alias would leave.
+func (d *Daemon) grantsLeft(ctx context.Context, g group, p control.Plan) []string {
+	i := slices.IndexFunc(p.Actions, func(a control.Action) bool { return a.Kind == string(lifecycle.Rotate) })
+	if i < 0 || p.Actions[i].KeyID != "" { // in place, the key and its grants stay
+		return nil
+	}
+	generations, err := d.store.Generations(ctx, g.name)
+	if err != nil {
+		return []string{fmt.Sprintf("grants were not looked for: %v", err)}
+	}
+	for _, row := range generations {
+		if row.Stage != string(lifecycle.Active) {
+			continue
+		}
+		kms, err := d.kms(g.def.Credential, g.def.AWS.Region)
+		var grants []lifecycle.Grant
+		if err == nil {
+			grants, err = kms.Grants(ctx, row.KeyID)
+		}
+		switch {
+		case err != nil:
+			return []string{fmt.Sprintf("whether there are grants on KMS key %s cannot be seen: %v", row.KeyID, err)}
+		case len(grants) > 0:
+			return []string{fmt.Sprintf("%d grants are on KMS key %s, which the alias would leave, and services that hold them do not follow (grants = %q)",
+				len(grants), row.KeyID, g.def.Rotation.Grants)}
+		}
+	}
+	return nil
 }
 
 func (d *Daemon) planOf(g group, v *view, rotate bool) control.Plan {

@@ -38,6 +38,9 @@ func TestPlan(t *testing.T) {
 			before[op] = w.requests(op)
 		}
 		p := w.planned(true, group)
+		if len(p.Notes) != 0 {
+			t.Errorf("notes of a rotation at once: %q", p.Notes)
+		}
 		i := slices.IndexFunc(p.Actions, func(a control.Action) bool { return a.Kind == "rotate" })
 		if i < 0 {
 			t.Fatalf("no rotation is planned: %+v", p)

@@ -54,7 +54,7 @@ func (l *looked) holds(def lifecycle.Definition, designated bool) bool {
 func (gs *groups) run(ctx context.Context, p *pulse) {
 	var looks sync.WaitGroup
 	defer looks.Wait()
-	defer p.rest()
+	defer p.end()
 	places := make(chan struct{}, looksAtOnce)
 	for {
 		now := gs.d.Now()

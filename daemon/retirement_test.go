@@ -264,6 +264,9 @@ func TestGrants(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if notes := strings.Join(w.planned(true, "payments").Notes, "\n"); !strings.Contains(notes, " grants are on KMS key "+first) {
+		t.Errorf("the plan says %q", notes)
+	}
 	w.rotated("payments")
 	if p := w.problem("payments", "grants"); !strings.Contains(p, first) || !strings.Contains(p, "1 grant: arn:aws:iam::"+testAccount+":role/backup (Decrypt)") {
 		t.Errorf("status says %q", p)

@@ -36,6 +36,9 @@ func (p *pulse) rest() (resume func()) {
 	return p.work
 }
 
+// end has the loop rest for good: it has ended.
+func (p *pulse) end() { p.rest() }
+
 func (p *pulse) work() {
 	p.since.Store(p.clock())
 	stuckIn(p.name)

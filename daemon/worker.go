@@ -46,7 +46,7 @@ const (
 func (d *Daemon) work(ctx context.Context, p *pulse) {
 	var running sync.WaitGroup
 	defer running.Wait()
-	defer p.rest()
+	defer p.end()
 	var atOnce atomic.Int64
 	for ctx.Err() == nil {
 		job, err := d.claim(ctx, int(atOnce.Load()))

@@ -156,7 +156,7 @@ func TestDocumented(t *testing.T) {
 		"GroupStatus": new(control.List[control.GroupStatus]), "Key": new(control.List[control.Key]), "Timeline": new(control.List[control.Timeline]),
 		"Event": new(control.List[control.Event]), "AuditEntry": new(control.List[control.AuditEntry]),
 		"JobSummary": new(control.List[control.JobSummary]), "Job": new(control.Job), "HSMStatus": new(control.List[control.HSMStatus]),
-		"DaemonStatus": new(control.DaemonStatus),
+		"DaemonStatus": new(control.DaemonStatus), "Plan": new(control.List[control.Plan]), "Drift": new(control.List[control.Drift]),
 	}
 	for _, m := range regexp.MustCompile("(?s)```json (\\w+)\n(.*?)```").FindAllSubmatch(doc, -1) {
 		name := string(m[1])
