@@ -60,10 +60,19 @@ func needed(g lifecycle.Generation, generations []lifecycle.Generation) bool {
 }
 
 // reimports reports whether a generation's material is imported again ahead of its
-// end. A rotation in place does that itself with what its KMS key needs.
-func reimports(g group, gen lifecycle.Generation, generations []lifecycle.Generation) bool {
+// end. A rotation in place does that itself with what its KMS key needs; where none
+// has come about shortly before the end, it may wait for a person, and the key
+// does not wait with it.
+func reimports(g group, gen lifecycle.Generation, generations []lifecycle.Generation, now time.Time) bool {
 	r := g.def.Rotation
-	return gen.HSMID != "" && (r.OnExpiry == "reimport" || needed(gen, generations) && (r.OnExpiry != "rotate" || r.Mode == "alias"))
+	switch inUse := gen.Stage == lifecycle.Active || needed(gen, generations); {
+	case gen.HSMID == "":
+		return false
+	case r.OnExpiry == "rotate" && r.Mode != "alias" && inUse:
+		last := min(tickMargin, gen.ValidTo.Sub(renewedAt(gen))/2)
+		return !gen.ValidTo.IsZero() && !now.Before(gen.ValidTo.Add(-last))
+	}
+	return r.OnExpiry == "reimport" || needed(gen, generations)
 }
 
 // renewedAt is when a generation's material is to be renewed; zero: it does not
@@ -95,7 +104,7 @@ func (d *Daemon) renewal(g group, generations []lifecycle.Generation, next time.
 		}
 		var job lifecycle.Kind
 		switch {
-		case reimports(g, gen, generations):
+		case reimports(g, gen, generations, d.Now()):
 			job = lifecycle.Synchronize
 		case g.def.Rotation.OnExpiry == "rotate" && (gen.Stage == lifecycle.Active || needed(gen, generations)) &&
 			(next.IsZero() || !next.Before(gen.ValidTo.Add(-tickMargin))):
@@ -216,7 +225,7 @@ func (d *Daemon) renew(ctx context.Context, name string, generations []lifecycle
 			}
 		}
 		for _, gen := range generations { // what is due by now goes with it
-			if at := renewedAt(gen); !at.IsZero() && !at.After(now) && decrypts(gen) && reimports(g, gen, generations) && !gen.ValidTo.Before(a.request.ExpiringBefore) {
+			if at := renewedAt(gen); !at.IsZero() && !at.After(now) && decrypts(gen) && reimports(g, gen, generations, now) && !gen.ValidTo.Before(a.request.ExpiringBefore) {
 				a.request.ExpiringBefore = gen.ValidTo.Add(time.Second)
 			}
 		}
@@ -243,7 +252,7 @@ func (d *Daemon) expiryProblems(g group, v *view, next time.Time) (problems []co
 		}
 		key := fmt.Sprintf("generation %d, KMS key %s", gen.Number, gen.KeyID)
 		active := gen.Stage == lifecycle.Active
-		anew := reimports(g, gen, generations)
+		anew := reimports(g, gen, generations, v.now)
 		keep := fmt.Sprintf("byokctl sync %s --generation %d imports it anew", g.name, gen.Number)
 		if gen.HSMID == "" {
 			keep = "byokd does not have its material and cannot import it anew"

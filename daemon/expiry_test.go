@@ -6,6 +6,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/kms"
+
 	"byokd/daemon/control"
 )
 
@@ -209,6 +212,29 @@ func TestExpiryInPlace(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A rotation in place that waits for a person does not end the KMS key.
+func TestExpiryInPlaceHindered(t *testing.T) {
+	w := expiring(t, "enabled = false\nkeep_valid_for = \"100d\"\nmode = \"in-place\"")
+	id := w.alias("cards")
+	if _, err := w.person().DisableKey(t.Context(), &kms.DisableKeyInput{KeyId: aws.String(id)}); err != nil {
+		t.Fatal(err)
+	}
+	w.pass(88 * day)
+	w.until("the rotation waits", func() bool { return strings.Contains(w.problem("cards", "waiting-config"), "is disabled") })
+	w.pass(11*day + 12*time.Hour)
+	if job := w.job("cards", "synchronize", "expiry"); job.State != control.JobCompleted {
+		t.Errorf("the import: %+v", job)
+	}
+	for n := range 2 {
+		if left := w.key("cards", n+1).ValidTo.Sub(w.clock()); left < 90*day {
+			t.Errorf("generation %d ends in %s", n+1, left)
+		}
+	}
+	if key, _ := w.sim.Key(testAccount, testRegion, id); key.State != "Disabled" {
+		t.Errorf("the key is %s", key.State)
 	}
 }
 

@@ -201,7 +201,7 @@ func (c *comparison) key(ctx context.Context, g Generation) error {
 	case key.State == "PendingDeletion":
 		return nil
 	case !g.DeletionDate.IsZero():
-		c.differ(g, DriftDeletion, day(g.DeletionDate), "", false, "the deletion of KMS key %s of generation %d, scheduled by byokd for %s, was cancelled by somebody else", g.KeyID, g.Number, day(g.DeletionDate))
+		c.differ(g, DriftDeletion, day(g.DeletionDate), "", false, "the deletion of KMS key %s of generation %d, scheduled by byokd for %s, was cancelled by somebody else: byokctl keep %s %d takes note of that, without which byokd takes the key for deleted from then on", g.KeyID, g.Number, day(g.DeletionDate), c.job.Group, g.Number)
 		return nil
 	}
 	if err := c.material(ctx, g, key, now); err != nil {
@@ -211,7 +211,7 @@ func (c *comparison) key(ctx context.Context, g Generation) error {
 	case key.State == "Disabled" && g.DisabledAt.IsZero():
 		c.differ(g, DriftDisabled, "Enabled", key.State, false, "KMS key %s of generation %d is disabled, and not by byokd, which does not enable it: aws kms enable-key --key-id %s does", g.KeyID, g.Number, g.KeyID)
 	case key.State == "Enabled" && !g.DisabledAt.IsZero():
-		c.differ(g, DriftEnabled, "Disabled", key.State, true, "KMS key %s of generation %d is enabled, which byokd had disabled at %s: disable it, or set drift = \"repair\"", g.KeyID, g.Number, day(g.DisabledAt))
+		c.differ(g, DriftEnabled, "Disabled", key.State, true, "KMS key %s of generation %d is enabled, which byokd had disabled at %s: disable it, or have it stay enabled by byokctl keep %s %d", g.KeyID, g.Number, day(g.DisabledAt), c.job.Group, g.Number)
 	}
 	if !c.applied {
 		return nil

@@ -414,7 +414,7 @@ func activateInPlace(ctx context.Context, r *run, g Generation, s *Step) (Change
 			c.Generations = append(c.Generations, old)
 		}
 	}
-	g.Stage, g.ActivatedAt = Active, r.now()
+	g.Stage, g.ActivatedAt, g.KeptAt, g.DisabledAt = Active, r.now(), time.Time{}, time.Time{}
 	c.Generations = append(c.Generations, g)
 	c.Plan = r.plan(c.Generations)
 	c.Audit = []AuditEntry{r.audit("rotate key material", "KMS key %s from key material %s to %s", g.KeyARN, orNone(intent.From), g.MaterialID)}

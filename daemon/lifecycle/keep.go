@@ -40,7 +40,8 @@ func keepCheck(ctx context.Context, r *run, g Generation, s *Step) (Change, erro
 
 // keepKey cancels the deletion of the KMS key of a generation that is kept. The
 // key is then as it was before: KMS leaves it disabled, so that one that was not
-// is enabled. One without material gets it back by a synchronization.
+// is enabled. One without material gets it back by a synchronization. One that
+// byokd had disabled and a person has enabled counts as enabled from then on.
 func keepKey(ctx context.Context, r *run, g Generation, s *Step) (Change, error) {
 	if r.job.Request.Retire == RetireRelease {
 		return r.retireNothing(s, "what is due is done by jobs of its own")
@@ -51,6 +52,11 @@ func keepKey(ctx context.Context, r *run, g Generation, s *Step) (Change, error)
 		return Change{}, &Fault{Class: Permanent, Err: fmt.Errorf("KMS key %s no longer exists: nothing can be kept of it", g.KeyID)}
 	case err != nil:
 		return Change{}, err
+	case key.State == "Enabled" && g.DeletionDate.IsZero() && !g.DisabledAt.IsZero() && r.now().Sub(g.DisabledAt) > settleLook:
+		c, err := r.retireNothing(s, fmt.Sprintf("KMS key %s, which byokd had disabled, was enabled by a person and stays so", g.KeyID))
+		g.DisabledAt = time.Time{}
+		c.Generations = []Generation{g}
+		return c, err
 	case key.State != "PendingDeletion" && g.DeletionDate.IsZero():
 		return r.retireNothing(s, fmt.Sprintf("KMS key %s is not scheduled for deletion", g.KeyID))
 	case key.State == "PendingDeletion":

@@ -294,3 +294,38 @@ func TestRollbackTarget(t *testing.T) {
 		}
 	}
 }
+
+// A key that byokd had disabled and a person has enabled stays enabled once its
+// generation is kept, whichever came first, and counts as enabled.
+func TestKeepEnabled(t *testing.T) {
+	for _, first := range []string{"keep", "enable"} {
+		t.Run(first, func(t *testing.T) {
+			w := newWorld(t)
+			def := definition()
+			def.DisablePrevious = true
+			w.rotate(def)
+			w.rotate(def)
+			w.drain()
+			if got := w.generation(1).State(w.now); got != "disabled" {
+				t.Fatalf("generation 1 is %s", got)
+			}
+			w.advance(time.Hour)
+			if first == "enable" {
+				w.keyOf(1).State = "Enabled"
+			}
+			if err := w.drive(w.keep(def, 1), 0); err != nil {
+				t.Fatal(err)
+			}
+			w.keyOf(1).State = "Enabled"
+			if err := w.drive(w.journal.enqueue(lifecycle.Synchronize, def, lifecycle.Request{Repair: true}, "drift"), 0); err != nil {
+				t.Fatal(err)
+			}
+			if g := w.generation(1); w.keyOf(1).State != "Enabled" || g.State(w.now) != "previous" {
+				t.Errorf("the key is %s, generation 1 %s", w.keyOf(1).State, g.State(w.now))
+			}
+			if got := words(w.drift(def, true)); len(got) > 0 {
+				t.Errorf("differs: %v", got)
+			}
+		})
+	}
+}

@@ -97,15 +97,15 @@ func (r *run) targetMaterials() ([]Generation, error) {
 // each does something to every target. do looks first, calls intend before an
 // effect, and returns; what it was about to change is thereby in the journal
 // before it happens, and the event at the end tells of it whatever comes between.
-// Keys that are scheduled for deletion, or gone, are left out. Where a person must
-// act for one generation the others are not kept waiting.
+// Keys that are scheduled for deletion, or gone, are left out. What a
+// person must mend in one generation, or nobody can, does not keep the others waiting.
 func (r *run) each(ctx context.Context, s *Step, verb string, of func() ([]Generation, error), do func(ctx context.Context, g *Generation, key Key, intend func() error) error) error {
 	targets, err := of()
 	if err != nil {
 		return err
 	}
 	var left []string
-	var waiting []error
+	var failed []error
 	for _, g := range targets {
 		key, err := r.kms.DescribeKey(ctx, g.KeyID)
 		switch {
@@ -133,10 +133,10 @@ func (r *run) each(ctx context.Context, s *Step, verb string, of func() ([]Gener
 		}
 		if err := do(ctx, &g, key, intend); err != nil {
 			err = fmt.Errorf("generation %d: %w", g.Number, err)
-			if ClassOf(err) != Operator {
+			if c := ClassOf(err); c != Operator && c != Permanent {
 				return err
 			}
-			waiting = append(waiting, err)
+			failed = append(failed, err)
 			continue
 		}
 		var c Change
@@ -156,8 +156,8 @@ func (r *run) each(ctx context.Context, s *Step, verb string, of func() ([]Gener
 			}
 		}
 	}
-	if len(waiting) > 0 {
-		return errors.Join(waiting...)
+	if len(failed) > 0 {
+		return errors.Join(failed...)
 	}
 	if done := s.changed(); len(done.Generations) > 0 {
 		left = slices.Insert(left, 0, fmt.Sprintf("%s of generation %s", verb, numbers(done.Generations)))
@@ -421,7 +421,7 @@ func (r *run) disableKey(ctx context.Context, keyID string) error {
 }
 
 // syncState disables the keys again that byokd had disabled and somebody has
-// enabled. It enables none: to disable a key is what a person does in an
+// enabled, but for those that are kept. It enables none: to disable a key is what a person does in an
 // emergency, and byokd does not fight that.
 func syncState(ctx context.Context, r *run, s *Step) (Change, error) {
 	if !r.job.Request.Repair {
@@ -430,6 +430,11 @@ func syncState(ctx context.Context, r *run, s *Step) (Change, error) {
 	var left []string
 	err := r.each(ctx, s, "disable KMS key", r.targetKeys, func(ctx context.Context, g *Generation, key Key, intend func() error) error {
 		if g.DisabledAt.IsZero() || key.State != "Enabled" {
+			return nil
+		}
+		if !g.KeptAt.IsZero() {
+			g.DisabledAt = time.Time{}
+			left = append(left, fmt.Sprintf("generation %d is kept: its KMS key stays enabled", g.Number))
 			return nil
 		}
 		pointing, err := r.aliasesOf(ctx, g.KeyID)

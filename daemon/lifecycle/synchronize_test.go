@@ -397,6 +397,23 @@ func TestOneGenerationWaits(t *testing.T) {
 	}
 }
 
+// Neither does what can never work.
+func TestOneGenerationFails(t *testing.T) {
+	w := newWorld(t)
+	def := definition()
+	def.KeepValidFor = 90 * days
+	w.rotate(def)
+	w.rotate(def)
+	w.hsm.objects[0].material = []byte(strings.Repeat("x", 32))
+	w.advance(80 * days)
+	end := w.keyOf(2).ValidTo
+	id := w.journal.enqueue(lifecycle.Synchronize, def, lifecycle.Request{ExpiringBefore: end.Add(time.Second)}, "expiry")
+	wantPermanent(t, w.drive(id, 0), "generation 1:")
+	if !w.keyOf(2).ValidTo.After(end) {
+		t.Errorf("generation 2 is valid to %v still", end)
+	}
+}
+
 // The token has another key under the generation's label and ID.
 func TestIncorrectMaterial(t *testing.T) {
 	w := newWorld(t)
