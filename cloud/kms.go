@@ -508,7 +508,7 @@ func (k *KMS) LastUsage(ctx context.Context, keyID string) (at time.Time, known 
 		return *u.Timestamp, true, nil
 	}
 	created, tracked := aws.ToTime(out.KeyCreationDate), aws.ToTime(out.TrackingStartDate)
-	return time.Time{}, !created.IsZero() && !tracked.After(created), nil
+	return time.Time{}, !created.IsZero() && !tracked.IsZero() && !tracked.After(created), nil
 }
 
 // Grants returns all grants on the key.

@@ -138,6 +138,7 @@ func TestLastUsage(t *testing.T) {
 		"used":              {`{"KeyLastUsage":{"Timestamp":1800000000,"Operation":"Decrypt"},"KeyCreationDate":1,"TrackingStartDate":2}`, time.Unix(1800000000, 0), true},
 		"never":             {`{"KeyCreationDate":1800000000,"TrackingStartDate":1800000000}`, time.Time{}, true},
 		"not since tracked": {`{"KeyCreationDate":1700000000,"TrackingStartDate":1800000000}`, time.Time{}, false},
+		"not told":          {`{"KeyCreationDate":1700000000}`, time.Time{}, false},
 	} {
 		f := newFake(t, sequence(answer{body: test.body}))
 		at, known, err := openKMS(t, f.settings()).LastUsage(t.Context(), keyID)
