@@ -210,6 +210,8 @@ func (c *comparison) key(ctx context.Context, g Generation) error {
 	switch {
 	case key.State == "Disabled" && g.DisabledAt.IsZero():
 		c.differ(g, DriftDisabled, "Enabled", key.State, false, "KMS key %s of generation %d is disabled, and not by byokd, which does not enable it: aws kms enable-key --key-id %s does", g.KeyID, g.Number, g.KeyID)
+	case key.State == "Enabled" && !g.DisabledAt.IsZero() && g.Stage == Active:
+		c.differ(g, DriftEnabled, "Disabled", key.State, true, "KMS key %s of generation %d, the active one, was disabled and is enabled: byokctl sync %s takes note of that", g.KeyID, g.Number, c.job.Group)
 	case key.State == "Enabled" && !g.DisabledAt.IsZero():
 		c.differ(g, DriftEnabled, "Disabled", key.State, true, "KMS key %s of generation %d is enabled, which byokd had disabled at %s: disable it, or have it stay enabled by byokctl keep %s %d", g.KeyID, g.Number, day(g.DisabledAt), c.job.Group, g.Number)
 	}

@@ -315,6 +315,9 @@ func syncMaterial(ctx context.Context, r *run, s *Step) (Change, error) {
 	var left []string // why nothing was imported
 	err := r.each(ctx, s, "import key material", r.targetMaterials, func(ctx context.Context, g *Generation, key Key, intend func() error) (err error) {
 		missing, isNew := key.State == "PendingImport", false
+		if g.Stage == Active && key.State == "Enabled" && !slices.Contains(s.changed().WasDisabled, g.Number) {
+			g.DisabledAt = time.Time{} // a person has enabled it
+		}
 		if r.shares(*g) {
 			materials, err := r.kms.KeyMaterials(ctx, g.KeyID)
 			if err != nil {
@@ -328,9 +331,11 @@ func syncMaterial(ctx context.Context, r *run, s *Step) (Change, error) {
 			left = append(left, fmt.Sprintf("generation %d: %s", g.Number, why))
 			return nil
 		}
-		if done := s.changed(); key.State == "Disabled" && !slices.Contains(done.WasDisabled, g.Number) {
+		wasDisabled := key.State == "Disabled" || key.State == "PendingImport" && !g.DisabledAt.IsZero()
+		if done := s.changed(); wasDisabled && !slices.Contains(done.WasDisabled, g.Number) {
 			// KMS may enable a key whose material comes back; that it was disabled
-			// must outlive a crash between the import and DisableKey.
+			// must outlive a crash between the import and DisableKey. One that a
+			// person has enabled stays so.
 			done.WasDisabled = append(done.WasDisabled, g.Number)
 			s.Data = mustJSON(done)
 			if err := r.record(ctx, Change{Steps: []Step{*s}}); err != nil {
@@ -340,7 +345,7 @@ func syncMaterial(ctx context.Context, r *run, s *Step) (Change, error) {
 		if *g, err = r.importMaterial(ctx, *g, isNew, intend); err != nil {
 			return err
 		}
-		if !g.DisabledAt.IsZero() || slices.Contains(s.changed().WasDisabled, g.Number) {
+		if slices.Contains(s.changed().WasDisabled, g.Number) {
 			return r.disableAgain(ctx, *g)
 		}
 		return nil

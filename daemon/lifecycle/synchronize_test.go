@@ -414,6 +414,31 @@ func TestOneGenerationFails(t *testing.T) {
 	}
 }
 
+// A key that a person has enabled is not disabled again by an import.
+func TestEnabledStaysEnabled(t *testing.T) {
+	for n := 1; n <= 2; n++ {
+		w := newWorld(t)
+		def := definition()
+		def.KeepValidFor = 90 * days
+		w.rotate(def)
+		w.rotate(def)
+		w.keyOf(n).State = "Disabled"
+		w.synchronize(def, lifecycle.Request{Asked: true, Generation: &n, DeleteMaterial: true})
+		w.synchronize(def, lifecycle.Request{Asked: true, Generation: &n, ImportMaterial: true})
+		if got := w.keyOf(n).State; got != "Disabled" {
+			t.Fatalf("generation %d: the key that was disabled is %s with its material", n, got)
+		}
+		w.keyOf(n).State = "Enabled"
+		w.synchronize(def, lifecycle.Request{Asked: true, Generation: &n, ImportMaterial: true})
+		if got := w.keyOf(n).State; got != "Enabled" {
+			t.Errorf("generation %d: the key that a person has enabled is %s", n, got)
+		}
+		if got := w.generation(2).State(w.now); got != "active" {
+			t.Errorf("generation 2 is %s", got)
+		}
+	}
+}
+
 // The token has another key under the generation's label and ID.
 func TestIncorrectMaterial(t *testing.T) {
 	w := newWorld(t)
