@@ -184,19 +184,26 @@ type proxy struct {
 	kill  func()
 }
 
+// strike has the proxy kill at the n-th request, before or after its effect.
+func (p *proxy) strike(n int, after bool, kill func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.n, p.after, p.kill = n, after, kill
+}
+
 func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p.mu.Lock()
 	p.count++
-	strikes := p.count == p.n
+	strikes, after, kill := p.count == p.n, p.after, p.kill
 	p.mu.Unlock()
 	if !strikes {
 		p.aws.ServeHTTP(w, r)
 		return
 	}
-	if p.after {
+	if after {
 		p.aws.ServeHTTP(httptest.NewRecorder(), r)
 	}
-	p.kill()
+	kill()
 	panic(http.ErrAbortHandler)
 }
 
@@ -292,18 +299,17 @@ func (k killing) killed(t *testing.T, before *machine, what, when string, n int)
 	m := k.copy(t, before)
 	k.ask(m)
 	var env []string
+	started := make(chan struct{})
 	if what == "record" {
 		env = []string{fmt.Sprintf("BYOKD_FAULT=kill:%s:%d", when, n)}
 	} else {
-		m.proxy.n, m.proxy.after = n, when == "after"
-	}
-	started := make(chan struct{})
-	m.proxy.kill = func() {
-		<-started
-		// SoftHSM writes to its token at each login, and a process that is killed in
-		// that moment leaves it unreadable.
-		m.until("byokd has logged in", func() bool { return strings.Contains(m.log.String(), "hsm wraps") })
-		m.cmd.Process.Kill()
+		m.proxy.strike(n, when == "after", func() {
+			<-started
+			// SoftHSM writes to its token at each login, and a process that is killed in
+			// that moment leaves it unreadable.
+			m.until("byokd has logged in", func() bool { return strings.Contains(m.log.String(), "hsm wraps") })
+			m.cmd.Process.Kill()
+		})
 	}
 	m.start(env...)
 	close(started)

@@ -56,7 +56,10 @@ func TestCheckOnline(t *testing.T) {
 		t.Fatal(out)
 	}
 	m.start()
-	m.until("byokd knows its token", func() bool { out, _ := m.byokctl("hsm"); return strings.Contains(out, "algorithm") })
+	m.until("byokd knows its token", func() bool {
+		out, _ := m.byokctl("hsm")
+		return strings.Contains(out, "algorithm") && !strings.Contains(out, "logged in itself")
+	})
 	if out, status := m.byokctl("check", "--online"); status != 0 || !strings.Contains(out, "runs, and was asked about the tokens") {
 		t.Errorf("with byokd running: exit status %d and\n%s", status, out)
 	}
