@@ -103,7 +103,6 @@ type watcherPrint struct {
 type watcherPending struct {
 	print watcherPrint
 	due   time.Time // when it counts, if it stays so
-	heard bool      // an event told of it: it counts even if it looks as before
 }
 
 type watcherDue struct {
@@ -414,7 +413,7 @@ func (w *watcher) check(name string, heard bool, now time.Time) bool {
 	case !heard && print == p.print:
 		return false
 	}
-	p.print, p.due, p.heard = print, now.Add(w.settle()), p.heard || heard
+	p.print, p.due = print, now.Add(w.settle())
 	return true
 }
 
@@ -423,7 +422,8 @@ func (w *watcher) check(name string, heard bool, now time.Time) bool {
 // only.
 func (w *watcher) forget(name string) { delete(w.known, name) }
 
-// settled returns the files that have been unchanged for long enough.
+// settled returns the files that have been unchanged for long enough, among them
+// those that have come and gone.
 func (w *watcher) settled(now time.Time) []string {
 	var names []string
 	for len(w.queue) > 0 && !w.queue[0].due.After(now) {
@@ -441,9 +441,7 @@ func (w *watcher) settled(now time.Time) []string {
 			continue
 		}
 		delete(w.pending, name)
-		if was := w.known[name]; p.print == was && (!p.heard || !was.found) {
-			continue // as it was, or come and gone
-		}
+		// Also one that is as it was: somebody may have read it meanwhile.
 		if p.print.found {
 			w.known[name] = p.print
 		} else {
