@@ -2,7 +2,9 @@ package main_test
 
 import (
 	"net"
+	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -12,8 +14,16 @@ import (
 // Each of byokd's loops, stuck: byokd says so and no longer feeds the watchdog,
 // whose signal ends it with the status of a panic.
 func TestStuckLoop(t *testing.T) {
-	for _, loop := range []string{"clock", "control", "definitions", "events", "expiry", "groups", "hooks", "housekeeping", "jobs", "keys",
-		"reloads", "requests", "schedules", "upkeep"} {
+	source, err := os.ReadFile("../../daemon/daemon.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	loops := regexp.MustCompile(`\tloop\("(\w+)"`).FindAllSubmatch(source, -1)
+	if len(loops) < 10 {
+		t.Fatalf("%d loops are begun in daemon.go", len(loops))
+	}
+	for _, name := range loops {
+		loop := string(name[1])
 		t.Run(loop, func(t *testing.T) {
 			t.Parallel()
 			m := newMachine(t)
