@@ -57,8 +57,8 @@ soak: setup ## simulated years with faults, BYOKD_SOAK_MINUTES long (default 60)
 	BYOKD_SOAK_MINUTES=$(or $(BYOKD_SOAK_MINUTES),60) $(GO) test -timeout 2h -count=1 -v -run TestSoak ./daemon
 
 .PHONY: sample
-sample: setup ## a sample of crash and soak, five minutes at most, with what they did
-	BYOKD_SOAK_MINUTES=1 $(GO) test -timeout 5m -count=1 -v -run 'TestKilled|TestCrashMatrix|TestSoak' ./daemon/lifecycle ./cmd/byokd ./daemon \
+sample: setup ## a sample of crash and soak, minutes, with what they did; ten thousand files
+	BYOKD_SOAK_MINUTES=1 $(GO) test -timeout 10m -count=1 -v -run 'TestKilled|TestCrashMatrix|TestSoak|TestTenThousand' ./daemon/lifecycle ./cmd/byokd ./daemon \
 		| grep -Ev '^ *(=== |--- PASS: .*/)'
 
 .PHONY: replay
