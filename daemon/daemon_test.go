@@ -50,7 +50,7 @@ func TestFileBecomesKey(t *testing.T) {
 	for _, s := range job.Steps {
 		steps = append(steps, s.Name+" "+s.State)
 	}
-	if got, want := strings.Join(steps, ", "), "generate done, create done, import done, verify done, activate done, announce done"; got != want {
+	if got, want := strings.Join(steps, ", "), "generate done, create done, import done, verify done, grants done, activate done, announce done"; got != want {
 		t.Errorf("steps: %s, want %s", got, want)
 	}
 	second := w.alias("payments")
