@@ -106,7 +106,7 @@ func TestRequests(t *testing.T) {
 // fuzzed has one of each that requests can be about, so that fuzzing gets beyond
 // what does not exist: in bodies, names stand for what was made.
 func fuzzed(f *testing.F) (sim *awssim.Sim, names *strings.Replacer) {
-	sim = awssim.New(awssim.Options{Pairs: pairs, IAM: true, Quotas: &awssim.Quotas{PerSecond: map[string]float64{"kms:GetParametersForImport": 0}},
+	sim = awssim.New(awssim.Options{Pairs: pairs, IAM: true, Quotas: &awssim.Quotas{PerSecond: map[string]float64{"kms:GetParametersForImport": 0, "kms:CreateKey": 0}},
 		RotationTime: time.Millisecond, KMSEvents: true, Credentials: []awssim.Credential{
 			{AccessKeyID: "AKIA", SecretAccessKey: "s", Account: account, Policy: json.RawMessage(`{"Statement":{"Effect":"Allow","Action":"*","Resource":"*"}}`)},
 		}})
