@@ -46,7 +46,7 @@ demo: setup build ## the main job on embedded parts: SoftHSM and awssim on loopb
 
 .PHONY: test
 test: setup ## all tests, on real SoftHSM tokens and over HTTP against awssim
-	$(GO) test -race -timeout 20m ./...
+	$(GO) test -race -timeout 40m ./...
 
 .PHONY: crash
 crash: setup ## each request and call made to fail, and byokd killed at each: hundreds of cases
