@@ -61,6 +61,10 @@ sample: setup ## a sample of crash and soak, minutes, with what they did; ten th
 	BYOKD_SOAK_MINUTES=1 $(GO) test -timeout 10m -count=1 -v -run 'TestKilled|TestCrashMatrix|TestSoak|TestTenThousand' ./daemon/lifecycle ./cmd/byokd ./daemon \
 		| grep -Ev '^ *(=== |--- PASS: .*/)'
 
+.PHONY: bench
+bench: setup ## how fast and how light: a line per benchmark, BENCH chooses (docs/performance.md)
+	@$(GO) test -run '^$$' -bench '$(or $(BENCH),.)' -benchtime 1x -timeout 60m ./hsm ./daemon/jobstore ./daemon ./cmd/byokd | grep -E '^(bench: |---|FAIL|panic|\s+.*_test.go)'
+
 .PHONY: replay
 replay: ## replay recorded interactions with AWS on awssim: make replay CASES="FILE…"
 	$(GO) run ./cloud/awssim/replay $(CASES)

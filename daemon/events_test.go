@@ -38,7 +38,7 @@ var eventSchemas = sync.OnceValues(func() (map[string]*jsonschema.Schema, error)
 })
 
 // checkEvent holds an event's detail against the schema of its detail type.
-func checkEvent(t *testing.T, e awssim.Envelope) {
+func checkEvent(t testing.TB, e awssim.Envelope) {
 	t.Helper()
 	schemas, err := eventSchemas()
 	if err != nil {

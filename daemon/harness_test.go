@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -46,7 +47,7 @@ var pairs = sync.OnceValue(func() *awssim.Pairs { return awssim.NewPairs(1) })
 // A world is a machine with an HSM, an AWS to reach, and one byokd on it, which
 // can be stopped and started.
 type world struct {
-	t     *testing.T
+	t     testing.TB
 	dir   string
 	token *hsmtest.Token
 	sim   *awssim.Sim
@@ -67,13 +68,13 @@ type world struct {
 }
 
 // newWorld makes a world without any group; byokd is not started yet.
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	return newWorldWith(t, func(*awssim.Options) {})
 }
 
 // newWorldWith is newWorld with another AWS.
-func newWorldWith(t *testing.T, change func(*awssim.Options)) *world {
+func newWorldWith(t testing.TB, change func(*awssim.Options)) *world {
 	t.Helper()
 	w := &world{t: t, dir: t.TempDir(), log: &syncBuffer{}, token: hsmtest.NewSoftHSM(t)}
 	o := awssim.Options{Pairs: pairs(),
@@ -104,7 +105,7 @@ func newWorldWith(t *testing.T, change func(*awssim.Options)) *world {
 			}
 		}
 		if t.Failed() {
-			t.Logf("byokd's log:\n%s", w.log.String())
+			t.Logf("the end of byokd's log, without the calls into the HSM:\n%s", w.log.end())
 		}
 	})
 	return w
@@ -420,6 +421,13 @@ func (b *syncBuffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.b.String()
+}
+
+// end is what of the log is worth reading under a failure: the lines about the
+// HSM's calls are most of it, and more of them would hide what failed.
+func (b *syncBuffer) end() string {
+	lines := slices.DeleteFunc(strings.SplitAfter(b.String(), "\n"), func(line string) bool { return strings.Contains(line, `msg="pkcs11 call"`) })
+	return strings.Join(lines[max(0, len(lines)-150):], "")
 }
 
 func (b *syncBuffer) contains(s string) bool { return strings.Contains(b.String(), s) }

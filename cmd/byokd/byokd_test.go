@@ -50,7 +50,7 @@ const (
 
 // A machine has an HSM, an AWS to reach, and the real byokd.
 type machine struct {
-	t     *testing.T
+	t     testing.TB
 	dir   string
 	token *hsmtest.Token
 	sim   *awssim.Sim
@@ -83,7 +83,7 @@ var pairs = sync.OnceValue(func() *awssim.Pairs { return awssim.NewPairs(1) })
 
 // newMachine makes a machine with a token and an AWS of its own; byokd is not
 // started yet.
-func newMachine(t *testing.T) *machine {
+func newMachine(t testing.TB) *machine {
 	t.Helper()
 	m := &machine{t: t, dir: t.TempDir(), sim: awssim.New(awssim.Options{Pairs: pairs()})}
 	m.token = m.newToken()
