@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"byokd/cloud/awssim"
 	"byokd/daemon"
 	"byokd/daemon/control"
+	"byokd/daemon/lifecycle"
 )
 
 const every = `every = "90d"`
@@ -218,6 +220,43 @@ func TestSIGHUPSynchronizesChangedDefinition(t *testing.T) {
 
 func policy(sid string) string {
 	return `{"Version":"2012-10-17","Statement":[{"Sid":"` + sid + `","Effect":"Allow","Principal":{"AWS":"arn:aws:iam::` + testAccount + `:root"},"Action":"kms:*","Resource":"*"}]}`
+}
+
+// A rotation that had begun with an older definition ends after the newer one was
+// synchronized: the key that it made gets the newer one too.
+func TestRotationEndsWithOlderDefinition(t *testing.T) {
+	w := newWorld(t)
+	w.group("payments", "enabled = false", `description = "one"`)
+	w.start()
+	w.untilGeneration("payments", 1)
+
+	w.faults(func(r awssim.Request) *awssim.Fault {
+		if r.Operation == "GetParametersForImport" {
+			return &awssim.Fault{Code: "ServiceUnavailable", Status: 503}
+		}
+		return nil
+	}, nil)
+	job := w.askRotation("payments")
+	w.until("the rotation has begun and failed", func() bool {
+		open := w.openJobs("payments")
+		return len(open) == 1 && open[0].State == control.JobRetryable
+	})
+	w.group("payments", "enabled = false", `description = "two"`)
+	w.until("the new definition is synchronized", func() bool {
+		jobs := w.jobs("payments")
+		return slices.ContainsFunc(jobs, func(j control.JobSummary) bool {
+			return j.Kind == string(lifecycle.Synchronize) && j.State == control.JobCompleted
+		})
+	})
+	w.faults(nil, nil)
+	if _, err := w.client.Retry(t.Context(), []string{job.ID}, false); err != nil {
+		t.Fatal(err)
+	}
+	w.untilGeneration("payments", 2)
+	w.until("generation 2 has the newer definition", func() bool {
+		k, ok := w.sim.Key(testAccount, testRegion, w.alias("payments"))
+		return ok && k.Description == "two"
+	})
 }
 
 func TestNotDesignatedChangesNothing(t *testing.T) {

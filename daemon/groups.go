@@ -783,15 +783,23 @@ func (d *Daemon) remove(ctx context.Context, name string, last *config.Group, ro
 	d.runner.Remove(name)
 }
 
-// applies reports whether a job makes AWS agree with its definition: an
-// automatic synchronization, and the first rotation of a group.
+// applies reports whether AWS has a job's definition now, for better or worse: after
+// an automatic synchronization, after the first rotation of a group, and after one
+// that had begun with a definition that was changed since. That the newer one was
+// synchronized meanwhile does not help the key that such a rotation made.
 func (gs *groups) applies(job *lifecycle.Job) bool {
 	g, _ := gs.get(job.Group)
-	return job.Kind == lifecycle.Synchronize && !job.Request.Asked || job.Kind == lifecycle.Rotate && g.row.AppliedDigest == ""
+	switch job.Kind {
+	case lifecycle.Synchronize:
+		return !job.Request.Asked
+	case lifecycle.Rotate:
+		return g.row.AppliedDigest == "" || g.def == nil || job.Definition.Digest != g.def.Digest()
+	}
+	return false
 }
 
 // jobEnded does what an attempt at a job makes possible or necessary; applied
-// tells that it made AWS agree with its definition.
+// tells that AWS has its definition now.
 func (gs *groups) jobEnded(ctx context.Context, job *lifecycle.Job, done, applied bool) {
 	d := gs.d
 	ctx = context.WithoutCancel(ctx)
