@@ -684,8 +684,18 @@ func (d *Daemon) synchronizeChanged(ctx context.Context, g *config.Group, row jo
 	if err != nil {
 		return err
 	}
+	var rotated time.Time
+	if len(open) > 0 {
+		generations, err := journal{d}.Generations(ctx, g.Name)
+		if err != nil {
+			return err
+		}
+		rotated = lifecycle.LastRotation(generations)
+	}
 	for _, job := range open {
-		if j, err := lifecycleJob(&job); err == nil && j.Definition.Digest == digest && !j.Request.Asked {
+		// One that began before the last rotation may have been past that key's turn.
+		whole := job.StartedAt.IsZero() || job.StartedAt.After(rotated)
+		if j, err := lifecycleJob(&job); err == nil && whole && j.Definition.Digest == digest && !j.Request.Asked {
 			return nil
 		}
 	}
