@@ -235,7 +235,7 @@ func TestRotationEndsWithOlderDefinition(t *testing.T) {
 			fail := func(operations ...string) {
 				w.faults(func(r awssim.Request) *awssim.Fault {
 					if slices.Contains(operations, r.Operation) {
-						return &awssim.Fault{Code: "ServiceUnavailable", Status: 503}
+						return &awssim.Fault{Code: "ThrottlingException", Status: 400}
 					}
 					return nil
 				}, nil)
@@ -249,7 +249,7 @@ func TestRotationEndsWithOlderDefinition(t *testing.T) {
 			w.start()
 			w.untilGeneration("payments", 1)
 
-			fail("GetParametersForImport", failing)
+			fail("CreateKey", failing)
 			job := w.askRotation("payments")
 			w.until("the rotation has begun and failed", func() bool { return is(lifecycle.Rotate, control.JobRetryable) })
 			define("two")

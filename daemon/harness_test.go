@@ -426,7 +426,9 @@ func (b *syncBuffer) String() string {
 // end is what of the log is worth reading under a failure: the lines about the
 // HSM's calls are most of it, and more of them would hide what failed.
 func (b *syncBuffer) end() string {
-	lines := slices.DeleteFunc(strings.SplitAfter(b.String(), "\n"), func(line string) bool { return strings.Contains(line, `msg="pkcs11 call"`) || strings.Contains(line, `msg="control request"`) })
+	lines := slices.DeleteFunc(strings.SplitAfter(b.String(), "\n"), func(line string) bool {
+		return strings.Contains(line, `msg="pkcs11 call"`) || strings.Contains(line, `msg="control request"`)
+	})
 	return strings.Join(lines[max(0, len(lines)-150):], "")
 }
 
