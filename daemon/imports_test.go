@@ -12,15 +12,16 @@ import (
 // mayImport is the table of docs/architecture.md: what of byokd, and which third
 // parties, each package may import outside its tests.
 var mayImport = map[string]struct{ byokd, third []string }{
-	"byokd/schedule":         {third: []string{"github.com/robfig/cron/"}},
-	"byokd/config":           {byokd: []string{"byokd/schedule"}, third: []string{"github.com/pelletier/go-toml/"}},
-	"byokd/hsm":              {third: []string{"github.com/miekg/pkcs11"}},
-	"byokd/hsm/hsmtest":      {byokd: []string{"byokd/hsm"}, third: []string{"github.com/miekg/pkcs11"}},
-	"byokd/cloud":            {third: []string{"github.com/aws/aws-sdk-go-v2", "github.com/aws/smithy-go", "github.com/hashicorp/awspolicyequivalence"}},
-	"byokd/systemd":          {},
-	"byokd/daemon/jobstore":  {third: []string{"modernc.org/sqlite"}},
-	"byokd/daemon/lifecycle": {},
-	"byokd/daemon/control":   {},
+	"byokd/schedule":                  {third: []string{"github.com/robfig/cron/"}},
+	"byokd/config":                    {byokd: []string{"byokd/schedule"}, third: []string{"github.com/pelletier/go-toml/"}},
+	"byokd/hsm":                       {third: []string{"github.com/miekg/pkcs11"}},
+	"byokd/hsm/hsmtest":               {byokd: []string{"byokd/hsm"}, third: []string{"github.com/miekg/pkcs11"}},
+	"byokd/cloud":                     {third: []string{"github.com/aws/aws-sdk-go-v2", "github.com/aws/smithy-go", "github.com/hashicorp/awspolicyequivalence"}},
+	"byokd/systemd":                   {},
+	"byokd/daemon/jobstore":           {third: []string{"modernc.org/sqlite"}},
+	"byokd/daemon/jobstore/storetest": {byokd: []string{"byokd/daemon/jobstore"}},
+	"byokd/daemon/lifecycle":          {},
+	"byokd/daemon/control":            {},
 	"byokd/daemon": {
 		byokd: []string{"byokd/cloud", "byokd/config", "byokd/hsm", "byokd/schedule", "byokd/systemd",
 			"byokd/daemon/control", "byokd/daemon/jobstore", "byokd/daemon/lifecycle"},
@@ -37,7 +38,7 @@ const simulators = "byokd/cloud/"
 
 // testOnly must not be part of any program.
 var testOnly = []string{"testing", "go.uber.org/goleak", "pgregory.net/rapid", "github.com/google/go-cmp", "github.com/rogpeppe/go-internal",
-	"github.com/santhosh-tekuri/jsonschema/v6", "go.yaml.in/yaml/v3", "byokd/hsm/hsmtest"}
+	"github.com/santhosh-tekuri/jsonschema/v6", "go.yaml.in/yaml/v3", "byokd/hsm/hsmtest", "byokd/daemon/jobstore/storetest"}
 
 type goPackage struct {
 	ImportPath, Name, Doc string

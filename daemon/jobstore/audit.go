@@ -56,7 +56,7 @@ func (s *Store) Audit(ctx context.Context, f AuditFilter) ([]AuditEntry, error) 
 	if f.JobID != "" {
 		query, args = query+" AND job_id = ?", append(args, f.JobID)
 	}
-	rows, err := s.r.QueryContext(ctx, query+` ORDER BY id DESC LIMIT ?`, append(args, limit(f.Limit))...)
+	rows, err := s.reader(ctx).query(ctx, query+` ORDER BY id DESC LIMIT ?`, append(args, limit(f.Limit))...)
 	entries, err := collect(rows, err, func(row scanner) (a AuditEntry, err error) {
 		err = row.Scan(scanTime(&a.At), &a.Group, &a.JobID, &a.Actor, &a.Action, &a.Detail, &a.Definition)
 		return a, err

@@ -70,7 +70,7 @@ func (s *Store) Claim(ctx context.Context, now time.Time, skip Skip) (*Job, erro
 // keeps them waiting is another job or their HSM.
 func (s *Store) NextDue(ctx context.Context, now time.Time) (time.Time, error) {
 	var next time.Time
-	err := s.r.QueryRowContext(ctx, `SELECT min(ready_at) FROM
+	err := s.reader(ctx).queryRow(ctx, `SELECT min(ready_at) FROM
 		(SELECT min(ready_at) AS ready_at FROM jobs WHERE urgent = 1 AND ready_at > ?1
 		UNION ALL SELECT min(ready_at) FROM jobs WHERE urgent = 0 AND ready_at > ?1)`, millis(now)).Scan(scanTime(&next))
 	if err != nil {

@@ -6,6 +6,9 @@ import (
 	"time"
 )
 
+// latest is the expression of the index generations_latest.
+const latest = `max(coalesce(activated_at, 0), coalesce(left_at, 0), coalesce(warned_valid_to - warned_days * 86400000, 0))`
+
 // SetBack mends what was written while the clock was ahead of now, and returns
 // how many rows that were. Nothing then waits for a time that will not come
 // soon: a job or event whose next attempt is further away than longest, which
@@ -25,11 +28,11 @@ func (s *Store) SetBack(ctx context.Context, now time.Time, longest time.Duratio
 		}{
 			{`UPDATE jobs SET next_attempt = ?1 WHERE state = 'retryable' AND next_attempt > ?2`, []any{at, limit}},
 			{`UPDATE jobs SET due_at = ?1 + max(due_at - created_at, 0), created_at = ?1 WHERE state = 'available' AND created_at > ?1`, []any{at}},
-			{`UPDATE jobs SET first_failed = ?1 WHERE finished_at IS NULL AND first_failed > ?1`, []any{at}},
-			{`UPDATE jobs SET failure_reported = ?1 WHERE finished_at IS NULL AND failure_reported > ?1`, []any{at}},
+			{`UPDATE jobs SET first_failed = ?1 WHERE state IN ('available', 'running', 'retryable') AND first_failed > ?1`, []any{at}},
+			{`UPDATE jobs SET failure_reported = ?1 WHERE state IN ('available', 'running', 'retryable') AND failure_reported > ?1`, []any{at}},
 			{`UPDATE outbox SET next_attempt = NULL WHERE state = 'pending' AND next_attempt > ?1`, []any{limit}},
-			{`UPDATE generations SET activated_at = CASE WHEN created_at <= ?1 THEN created_at ELSE ?1 END WHERE activated_at > ?1`, []any{at}},
-			{`UPDATE generations SET left_at = ?1 WHERE left_at > ?1`, []any{at}},
+			{`UPDATE generations SET activated_at = CASE WHEN created_at <= ?1 THEN created_at ELSE ?1 END WHERE ` + latest + ` > ?1 AND activated_at > ?1`, []any{at}},
+			{`UPDATE generations SET left_at = ?1 WHERE ` + latest + ` > ?1 AND left_at > ?1`, []any{at}},
 			{`DELETE FROM triggers WHERE at > ?1 AND unique_key LIKE 'tick:%'`, []any{at}},
 			{`UPDATE groups SET first_seen = ?1 WHERE first_seen > ?1`, []any{at}},
 			{`UPDATE groups SET enabled_at = ?1 WHERE enabled_at > ?1`, []any{at}},
@@ -37,7 +40,7 @@ func (s *Store) SetBack(ctx context.Context, now time.Time, longest time.Duratio
 			{`UPDATE groups SET overdue_reported = NULL WHERE overdue_reported > ?1`, []any{at}},
 			{`UPDATE groups SET drift_checked = ?1 WHERE drift_checked > ?1`, []any{at}},
 			{`UPDATE drift SET since = min(since, ?1), repair_at = min(repair_at, ?1) WHERE since > ?1 OR repair_at > ?1`, []any{at}},
-			{`UPDATE generations SET warned_valid_to = NULL, warned_days = 0 WHERE warned_valid_to - warned_days * 86400000 > ?1`, []any{at}},
+			{`UPDATE generations SET warned_valid_to = NULL, warned_days = 0 WHERE ` + latest + ` > ?1 AND warned_valid_to - warned_days * 86400000 > ?1`, []any{at}},
 		} {
 			changed, err := t.exec(q.query, q.args...)
 			if err != nil {

@@ -3,6 +3,7 @@ package jobstore
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -95,7 +96,7 @@ func scanGeneration(row scanner) (g Generation, err error) {
 // Generations returns all generations of the group in ascending order,
 // destroyed ones included.
 func (s *Store) Generations(ctx context.Context, group string) ([]Generation, error) {
-	rows, err := s.r.QueryContext(ctx, selectGenerations+`WHERE grp = ? ORDER BY number`, group)
+	rows, err := s.reader(ctx).query(ctx, selectGenerations+`WHERE grp = ? ORDER BY number`, group)
 	gens, err := collect(rows, err, scanGeneration)
 	if err != nil {
 		return nil, fmt.Errorf("read generations of %s: %w", group, err)
@@ -105,10 +106,73 @@ func (s *Store) Generations(ctx context.Context, group string) ([]Generation, er
 
 // AllGenerations returns the generations of all groups, by group and number.
 func (s *Store) AllGenerations(ctx context.Context) ([]Generation, error) {
-	rows, err := s.r.QueryContext(ctx, selectGenerations+`ORDER BY grp, number`)
+	rows, err := s.reader(ctx).query(ctx, selectGenerations+`ORDER BY grp, number`)
 	gens, err := collect(rows, err, scanGeneration)
 	if err != nil {
 		return nil, fmt.Errorf("read generations: %w", err)
 	}
 	return gens, nil
+}
+
+// Keys are what counts of a group's generations from day to day.
+type Keys struct {
+	Group string
+
+	// Some tells that the group has a generation that is not destroyed.
+	Some bool
+
+	// Rotated is when a generation last became active; zero: none has.
+	Rotated time.Time
+
+	// InUse are the active generation, and those whose material ends and under
+	// which something can be decrypted until then, ascending. Policy and Tags are
+	// left out.
+	InUse []Generation
+}
+
+// inUse is the condition of the index generations_ending.
+const inUse = `valid_to IS NOT NULL AND stage IN ('active', 'previous')
+	AND disabled_at IS NULL AND material_deleted_at IS NULL AND deletion_date IS NULL`
+
+// Keys returns the keys of the groups named, or of all, by name. A group that is not
+// known is passed over. What it costs does not depend on how many generations a group
+// had.
+func (s *Store) Keys(ctx context.Context, groups ...string) ([]Keys, error) {
+	var all []Keys
+	err := s.read(ctx, func(q querier) error {
+		of, in, args := "", "", []any(nil)
+		if len(groups) > 0 {
+			of, in = ` WHERE g.name IN (SELECT value FROM json_each(?))`, ` AND grp IN (SELECT value FROM json_each(?1))`
+			args = []any{jsonText(groups)}
+		}
+		rows, err := q(`SELECT g.name, EXISTS (SELECT 1 FROM generations WHERE grp = g.name AND stage <> 'destroyed'),
+			(SELECT max(activated_at) FROM generations WHERE grp = g.name AND stage IN ('active', 'previous')) FROM groups g`+of+` ORDER BY g.name`, args...)
+		all, err = collect(rows, err, func(row scanner) (k Keys, err error) {
+			err = row.Scan(&k.Group, &k.Some, scanTime(&k.Rotated))
+			return k, err
+		})
+		if err != nil {
+			return err
+		}
+		columns := strings.Replace(generationColumns, "policy, tags", "'', NULL", 1) + `, warned_valid_to, warned_days`
+		rows, err = q(`SELECT `+columns+` FROM generations WHERE stage = 'active'`+in+`
+			UNION ALL SELECT `+columns+` FROM generations INDEXED BY generations_ending WHERE stage = 'previous' AND `+inUse+in+` ORDER BY grp, number`, args...)
+		gens, err := collect(rows, err, scanGeneration)
+		if err != nil {
+			return err
+		}
+		at := make(map[string]int, len(all))
+		for i, k := range all {
+			at[k.Group] = i
+		}
+		for _, g := range gens {
+			k := &all[at[g.Group]]
+			k.InUse = append(k.InUse, g)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the keys: %w", err)
+	}
+	return all, nil
 }

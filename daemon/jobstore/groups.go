@@ -42,7 +42,7 @@ func scanGroup(row scanner) (g Group, err error) {
 
 // Groups returns all groups that were ever known, by name.
 func (s *Store) Groups(ctx context.Context) ([]Group, error) {
-	rows, err := s.r.QueryContext(ctx, `SELECT `+groupColumns+` FROM groups ORDER BY name`)
+	rows, err := s.reader(ctx).query(ctx, `SELECT `+groupColumns+` FROM groups ORDER BY name`)
 	groups, err := collect(rows, err, scanGroup)
 	if err != nil {
 		return nil, fmt.Errorf("read groups: %w", err)
@@ -52,7 +52,7 @@ func (s *Store) Groups(ctx context.Context) ([]Group, error) {
 
 // Group returns one group, or ErrNotFound.
 func (s *Store) Group(ctx context.Context, name string) (Group, error) {
-	g, err := scanGroup(s.r.QueryRowContext(ctx, `SELECT `+groupColumns+` FROM groups WHERE name = ?`, name))
+	g, err := scanGroup(s.reader(ctx).queryRow(ctx, `SELECT `+groupColumns+` FROM groups WHERE name = ?`, name))
 	if err != nil {
 		return Group{}, fmt.Errorf("read group %s: %w", name, notFound(err))
 	}

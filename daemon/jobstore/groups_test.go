@@ -1,6 +1,7 @@
 package jobstore_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -233,4 +234,40 @@ func TestRenameGroup(t *testing.T) {
 	audit, err := s.Audit(t.Context(), jobstore.AuditFilter{})
 	must(t, err)
 	equal(t, "audit rows", len(audit), 3) // two renames, one cancelled job
+}
+
+// Keys tells the same as all generations do.
+func TestKeys(t *testing.T) {
+	s, _ := newStore(t)
+	ctx := t.Context()
+	at := time.UnixMilli(1_700_000_000_000).UTC()
+	later := at.Add(time.Hour)
+	gens := []jobstore.Generation{
+		{Group: "a", Number: 1, Stage: "previous", HSMID: "1", ImportedAt: at, ActivatedAt: at, ValidTo: later, LeftAt: at},
+		{Group: "a", Number: 2, Stage: "previous", HSMID: "2", ImportedAt: at, ActivatedAt: later, ValidTo: later, DisabledAt: at, LeftAt: at},
+		{Group: "a", Number: 3, Stage: "previous", HSMID: "3", ImportedAt: at, ActivatedAt: at, LeftAt: at},
+		{Group: "a", Number: 4, Stage: "active", HSMID: "4", ImportedAt: at, ActivatedAt: at},
+		{Group: "b", Number: 1, Stage: "destroyed", HSMID: "5", ActivatedAt: later},
+		{Group: "c", Number: 1, Stage: "pre-active", HSMID: "6"},
+	}
+	for _, name := range []string{"a", "b", "c", "d"} {
+		must(t, s.SetDefinition(ctx, name, []byte("{}"), "digest", "main"))
+	}
+	must(t, s.Advance(ctx, jobstore.Change{Generations: gens}))
+	all, err := s.Keys(ctx)
+	must(t, err)
+	brief := func(keys []jobstore.Keys) (b []string) {
+		for _, k := range keys {
+			line := fmt.Sprint(k.Group, " ", k.Some, " ", !k.Rotated.IsZero() && k.Rotated.Equal(later))
+			for _, g := range k.InUse {
+				line += fmt.Sprint(" ", g.Number)
+			}
+			b = append(b, line)
+		}
+		return b
+	}
+	equal(t, "keys", strings.Join(brief(all), ", "), "a true true 1 4, b false false, c true false, d false false")
+	some, err := s.Keys(ctx, "c", "a", "unknown")
+	must(t, err)
+	equal(t, "keys of two", strings.Join(brief(some), ", "), "a true true 1 4, c true false")
 }

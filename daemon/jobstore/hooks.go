@@ -59,7 +59,7 @@ const hookEvents = `o.id > h.position AND (h.name = '` + EveryEvent + `' OR o.de
 // HookEvent returns the next event that the hook is to be run for; ok is false
 // where there is none.
 func (s *Store) HookEvent(ctx context.Context, name string) (e OutboxEvent, ok bool, err error) {
-	e, err = scanOutboxEvent(s.r.QueryRowContext(ctx, `SELECT `+outboxColumns+` FROM outbox WHERE id =
+	e, err = scanOutboxEvent(s.reader(ctx).queryRow(ctx, `SELECT `+outboxColumns+` FROM outbox WHERE id =
 		(SELECT min(o.id) FROM hooks h JOIN outbox o ON `+hookEvents+` WHERE h.name = ?)`, name))
 	if err = notFound(err); errors.Is(err, ErrNotFound) {
 		return OutboxEvent{}, false, nil
@@ -97,7 +97,7 @@ func (s *Store) ForgiveHooks(ctx context.Context) error {
 
 // Hooks returns the hooks by name.
 func (s *Store) Hooks(ctx context.Context) ([]Hook, error) {
-	rows, err := s.r.QueryContext(ctx, `SELECT h.name, h.ran_at, h.event_id, coalesce(e.grp, ''), h.error,
+	rows, err := s.reader(ctx).query(ctx, `SELECT h.name, h.ran_at, h.event_id, coalesce(e.grp, ''), h.error,
 		(SELECT count(*) FROM outbox o WHERE `+hookEvents+`)
 		FROM hooks h LEFT JOIN outbox e ON e.event_id = h.event_id ORDER BY h.name`)
 	hooks, err := collect(rows, err, func(row scanner) (h Hook, err error) {

@@ -259,7 +259,7 @@ func (s *Store) MarkSeen(ctx context.Context, group, uniqueKey string) error {
 // or was marked.
 func (s *Store) Seen(ctx context.Context, group, uniqueKey string) (bool, error) {
 	var n int
-	err := s.r.QueryRowContext(ctx, `SELECT count(*) FROM triggers WHERE grp = ? AND unique_key = ?`, group, uniqueKey).Scan(&n)
+	err := s.reader(ctx).queryRow(ctx, `SELECT count(*) FROM triggers WHERE grp = ? AND unique_key = ?`, group, uniqueKey).Scan(&n)
 	if err != nil {
 		return false, fmt.Errorf("look for %s of %s: %w", uniqueKey, group, err)
 	}
@@ -632,7 +632,7 @@ func (s *Store) Jobs(ctx context.Context, f JobFilter) ([]Job, error) {
 	default:
 		query, args = query+" AND state = ?", append(args, f.State)
 	}
-	rows, err := s.r.QueryContext(ctx, query+` ORDER BY id DESC LIMIT ?`, append(args, limit(f.Limit))...)
+	rows, err := s.reader(ctx).query(ctx, query+` ORDER BY id DESC LIMIT ?`, append(args, limit(f.Limit))...)
 	jobs, err := collect(rows, err, scanJob)
 	if err != nil {
 		return nil, fmt.Errorf("list jobs: %w", err)
@@ -648,7 +648,7 @@ func (s *Store) OpenJobs(ctx context.Context, groups ...string) ([]Job, error) {
 		// The index by group is the one to use: + takes the other one away.
 		where, args = `+`+where+` AND grp IN (SELECT value FROM json_each(?))`, []any{jsonText(groups)}
 	}
-	rows, err := s.r.QueryContext(ctx, `SELECT `+jobColumns+` FROM jobs WHERE `+where+` ORDER BY id`, args...)
+	rows, err := s.reader(ctx).query(ctx, `SELECT `+jobColumns+` FROM jobs WHERE `+where+` ORDER BY id`, args...)
 	jobs, err := collect(rows, err, scanJob)
 	if err != nil {
 		return nil, fmt.Errorf("list open jobs: %w", err)
@@ -656,12 +656,13 @@ func (s *Store) OpenJobs(ctx context.Context, groups ...string) ([]Job, error) {
 	return jobs, nil
 }
 
-// GivenUp returns, without their steps, the discarded jobs that no later job of
-// the same group and kind has followed. A roll back that was refused is none:
+// GivenUp returns, without their steps, the discarded jobs of the groups named, or
+// of all, that no later job of the same group and kind has followed. A roll back that was refused is none:
 // all is as before, and whoever asked has been told.
-func (s *Store) GivenUp(ctx context.Context) ([]Job, error) {
-	rows, err := s.r.QueryContext(ctx, `SELECT `+jobColumns+` FROM jobs d WHERE state = 'discarded' AND kind <> 'rollback' AND NOT EXISTS
-		(SELECT 1 FROM jobs n WHERE n.grp = d.grp AND n.kind = d.kind AND n.id > d.id) ORDER BY id`)
+func (s *Store) GivenUp(ctx context.Context, groups ...string) ([]Job, error) {
+	where, args := among("grp", groups)
+	rows, err := s.reader(ctx).query(ctx, `SELECT `+jobColumns+` FROM jobs d WHERE state = 'discarded' AND kind <> 'rollback' AND `+where+` AND NOT EXISTS
+		(SELECT 1 FROM jobs n WHERE n.grp = d.grp AND n.kind = d.kind AND n.id > d.id) ORDER BY id`, args...)
 	jobs, err := collect(rows, err, scanJob)
 	if err != nil {
 		return nil, fmt.Errorf("list jobs that were given up: %w", err)
@@ -679,7 +680,7 @@ type JobCount struct {
 
 // Counts counts the jobs that the store holds; finished ones go with Prune.
 func (s *Store) Counts(ctx context.Context) ([]JobCount, error) {
-	rows, err := s.r.QueryContext(ctx, `SELECT grp, kind, state, count(*) FROM jobs GROUP BY grp, kind, state ORDER BY grp, kind, state`)
+	rows, err := s.reader(ctx).query(ctx, `SELECT grp, kind, state, count(*) FROM jobs GROUP BY grp, kind, state ORDER BY grp, kind, state`)
 	counts, err := collect(rows, err, func(row scanner) (c JobCount, err error) {
 		err = row.Scan(&c.Group, &c.Kind, &c.State, &c.Count)
 		return c, err

@@ -23,11 +23,11 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
-
-	_ "modernc.org/sqlite" // the driver
 )
 
 //go:embed migrations/*.sql
@@ -46,23 +46,38 @@ type Options struct {
 	// method that writes then returns ErrReadOnly.
 	ReadOnly bool
 
+	// CheckLater has Open leave the check of a large file for damage to Check, which
+	// the caller then calls before it relies on what the database says.
+	CheckLater bool
+
 	// Now is the clock of what the store dates itself; nil: time.Now.
 	Now func() time.Time
 
 	// Local reports whether events that are written now are for hooks alone and
 	// never sent; nil: they are sent.
 	Local func() bool
+
+	// Changed, if it is not nil, is called after each transaction that has changed
+	// a generation, a job, a difference or whether an event is parked, with the
+	// names of their groups, by whoever wrote and before the writing method returns.
+	Changed func(groups []string)
 }
 
 // A Store is an open database.
 type Store struct {
-	path  string
-	now   func() time.Time
-	local func() bool
-	lock  *os.File // the directory, flock(2)ed; nil: read-only
-	w     *sql.DB  // one connection; nil: read-only
-	r     *sql.DB  // cannot write
-	ids   idSource
+	path    string
+	now     func() time.Time
+	local   func() bool
+	changed func([]string)
+	lock    *os.File // the directory, flock(2)ed; nil: read-only
+	w       *sql.DB  // one connection; nil: read-only
+	r       *sql.DB  // cannot write
+	ids     idSource
+	written statements
+	asked   statements
+	commits atomic.Int64
+
+	unchecked atomic.Bool // whether the file is damaged
 }
 
 // Create makes the database, with mode 0600 and an up-to-date schema, and
@@ -170,14 +185,14 @@ func initialize(path string) error {
 //
 // Its errors wrap ErrNotExist, ErrInUse, ErrNewer or ErrDamaged where one of
 // them is the reason. Every start runs SQLite's quick_check over the whole
-// file, about a second for each 500 MB: damage is found before a key is made
-// on the strength of it, not after.
+// file: damage is found before a key is made on the strength of it, not after.
+// That takes some seconds for each gigabyte: see Options.CheckLater.
 func Open(ctx context.Context, path string, o Options) (*Store, error) {
 	return open(ctx, path, o, embedded, true)
 }
 
 func open(ctx context.Context, path string, o Options, migrations fs.FS, lock bool) (_ *Store, err error) {
-	s := &Store{path: path, now: o.Now, local: o.Local}
+	s := &Store{path: path, now: o.Now, local: o.Local, changed: o.Changed}
 	if s.now == nil {
 		s.now = time.Now
 	}
@@ -215,7 +230,12 @@ func open(ctx context.Context, path string, o Options, migrations fs.FS, lock bo
 	}
 
 	// Look before anything that writes: a file that is not ours stays as it is.
-	version, err := inspect(ctx, path)
+	size, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	s.unchecked.Store(o.CheckLater && size.Size() > largeFile)
+	version, err := inspect(ctx, path, !s.unchecked.Load())
 	if err != nil {
 		return nil, err
 	}
@@ -229,10 +249,10 @@ func open(ctx context.Context, path string, o Options, migrations fs.FS, lock bo
 		s.r, err = openHandle(path, "ro", "deferred", readers, "busy_timeout(5000)", "foreign_keys(1)", "query_only(1)")
 		return s, err
 	}
-	if s.w, err = openWriter(path); err != nil {
+	if err := prepare(ctx, path, scripts); err != nil {
 		return nil, err
 	}
-	if err := s.prepare(ctx, scripts); err != nil {
+	if s.w, err = openWriter(path, tellsChanges); err != nil {
 		return nil, err
 	}
 	s.r, err = openHandle(path, "rw", "deferred", readers, "busy_timeout(5000)", "synchronous(full)", "foreign_keys(1)", "query_only(1)")
@@ -242,17 +262,21 @@ func open(ctx context.Context, path string, o Options, migrations fs.FS, lock bo
 	return s, nil
 }
 
-// prepare sees that the writer is as durable as it was asked to be, and
-// migrates.
-func (s *Store) prepare(ctx context.Context, scripts []string) error {
+// prepare sees that a writer is as durable as it was asked to be, and migrates.
+func prepare(ctx context.Context, path string, scripts []string) (err error) {
+	w, err := openWriter(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, w.Close()) }()
 	var journal string
-	if err := s.w.QueryRowContext(ctx, "PRAGMA journal_mode").Scan(&journal); err != nil {
+	if err := w.QueryRowContext(ctx, "PRAGMA journal_mode").Scan(&journal); err != nil {
 		return err
 	}
 	if journal != "wal" {
-		return fmt.Errorf("journal mode is %s, not wal: is %s on a local file system?", journal, filepath.Dir(s.path))
+		return fmt.Errorf("journal mode is %s, not wal: is %s on a local file system?", journal, filepath.Dir(path))
 	}
-	tx, err := s.w.BeginTx(ctx, nil)
+	tx, err := w.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
@@ -267,9 +291,47 @@ func (s *Store) prepare(ctx context.Context, scripts []string) error {
 	return tx.Commit()
 }
 
-// inspect checks, without writing, that the file is a whole database of byokd,
-// and returns its schema's version.
-func inspect(ctx context.Context, path string) (version int, err error) {
+// largeFile is from how many bytes on a file is one that Options.CheckLater is about.
+const largeFile = 64 << 20
+
+// Unchecked reports whether Open has left the check of the file to Check.
+func (s *Store) Unchecked() bool { return s.unchecked.Load() }
+
+// Check looks for damage in the whole file, beside all others who read and write.
+// Its error wraps ErrDamaged where there is some. Where Open has looked already, or
+// Check has, it does nothing.
+func (s *Store) Check(ctx context.Context) error {
+	if !s.unchecked.Load() {
+		return nil
+	}
+	db, err := openHandle(s.path, "ro", "deferred", 1, "busy_timeout(5000)")
+	if err == nil {
+		err = errors.Join(quickCheck(ctx, db), db.Close())
+	}
+	if err != nil {
+		if IsDamaged(err) && !errors.Is(err, ErrDamaged) {
+			err = fmt.Errorf("%w (%w)", ErrDamaged, err)
+		}
+		return fmt.Errorf("check %s: %w", s.path, err)
+	}
+	s.unchecked.Store(false)
+	return nil
+}
+
+func quickCheck(ctx context.Context, db *sql.DB) error {
+	var result string
+	if err := db.QueryRowContext(ctx, "PRAGMA quick_check(1)").Scan(&result); err != nil {
+		return err
+	}
+	if result != "ok" {
+		return fmt.Errorf("%w: %s", ErrDamaged, result)
+	}
+	return nil
+}
+
+// inspect checks, without writing, that the file is a database of byokd, and with
+// check that it is whole, and returns its schema's version.
+func inspect(ctx context.Context, path string, check bool) (version int, err error) {
 	db, err := openHandle(path, "ro", "deferred", 1, "busy_timeout(5000)")
 	if err != nil {
 		return 0, err
@@ -285,12 +347,10 @@ func inspect(ctx context.Context, path string) (version int, err error) {
 	if id != applicationID || version < 1 {
 		return 0, fmt.Errorf("%w: not a database that byokctl init made", ErrDamaged)
 	}
-	var result string
-	if err := db.QueryRowContext(ctx, "PRAGMA quick_check(1)").Scan(&result); err != nil {
-		return 0, err
-	}
-	if result != "ok" {
-		return 0, fmt.Errorf("%w: %s", ErrDamaged, result)
+	if check {
+		if err := quickCheck(ctx, db); err != nil {
+			return 0, err
+		}
 	}
 	return version, whole(ctx, db, path)
 }
@@ -318,9 +378,10 @@ func whole(ctx context.Context, db *sql.DB, path string) error {
 	return nil
 }
 
-// openWriter opens the one connection that writes.
-func openWriter(path string) (*sql.DB, error) {
-	return openHandle(path, "rw", "immediate", 1, "busy_timeout(5000)", "journal_mode(wal)", "synchronous(full)", "foreign_keys(1)")
+// openWriter opens the one connection that writes, with further parameters.
+func openWriter(path string, parameters ...string) (*sql.DB, error) {
+	mode := strings.Join(append([]string{"rw"}, parameters...), "&")
+	return openHandle(path, mode, "immediate", 1, "busy_timeout(5000)", "journal_mode(wal)", "synchronous(full)", "foreign_keys(1)")
 }
 
 // openHandle opens a pool of at most conns connections. The pragmas stand in
@@ -425,45 +486,116 @@ func (s *Store) closeAll() error {
 
 // A tx is one transaction of the writer, with one time for all that it dates.
 type tx struct {
+	store *Store
 	ctx   context.Context
 	tx    *sql.Tx
 	now   time.Time
 	local bool // events are for hooks alone
 	ids   *idSource
 	stmts map[string]*sql.Stmt
+	fresh []string // queries that were not prepared yet when it began
 }
+
+// txOf is the key of the transaction in the context that Together gives.
+type txOf struct{}
+
+// Together runs f, all of whose calls to the store with the context that it is
+// given are one transaction: all of them are on disk when it returns nil, and none
+// when it returns an error, of f or of the commit. A method that fails within f has
+// no effect, and f may go on. f must not keep the context, nor be long: all others
+// who write wait meanwhile. What f reads with that context it reads as it has
+// written it.
+func (s *Store) Together(ctx context.Context, f func(ctx context.Context) error) error {
+	return s.write(ctx, func(t *tx) error { return f(context.WithValue(ctx, txOf{}, t)) })
+}
+
+// within is the transaction that Together has put into a context; nil: none.
+func (s *Store) within(ctx context.Context) *tx {
+	if t, ok := ctx.Value(txOf{}).(*tx); ok && t.store == s {
+		return t
+	}
+	return nil
+}
+
+// Commits returns how many transactions have been committed that were begun in
+// order to write.
+func (s *Store) Commits() int64 { return s.commits.Load() }
 
 // write runs f in a transaction and commits it if f returns nil.
 func (s *Store) write(ctx context.Context, f func(*tx) error) error {
 	if s.w == nil {
 		return ErrReadOnly
 	}
-	conn, err := s.w.Conn(ctx)
+	if t := s.within(ctx); t != nil {
+		return t.part(f)
+	}
+	t := &tx{store: s, now: s.now(), local: s.local(), ids: &s.ids, stmts: make(map[string]*sql.Stmt)}
+	changed, err := t.run(ctx, f)
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
-	ctx = context.WithoutCancel(ctx)
-	stx, err := conn.BeginTx(ctx, nil)
-	if err != nil {
-		return err
+	s.commits.Add(1)
+	s.written.keep(context.WithoutCancel(ctx), s.w, t.fresh)
+	if s.changed != nil && len(changed) > 0 {
+		s.changed(changed)
 	}
-	defer stx.Rollback()
-	if err := f(&tx{ctx: ctx, tx: stx, now: s.now(), local: s.local(), ids: &s.ids, stmts: make(map[string]*sql.Stmt)}); err != nil {
-		return err
-	}
-	return stx.Commit()
+	return nil
 }
 
-// stmt prepares each query once per transaction, which is what makes one of
-// many rows fast.
+// run is the whole of a transaction. It returns the groups of which something has
+// changed.
+func (t *tx) run(ctx context.Context, f func(*tx) error) (changed []string, err error) {
+	conn, err := t.store.w.Conn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	t.ctx = context.WithoutCancel(ctx)
+	if t.tx, err = conn.BeginTx(t.ctx, nil); err != nil {
+		return nil, err
+	}
+	defer t.tx.Rollback()
+	if err := f(t); err != nil {
+		return nil, err
+	}
+	rows, err := t.query(`DELETE FROM temp.changed RETURNING grp`)
+	if changed, err = collect(rows, err, scanString); err != nil {
+		return nil, err
+	}
+	slices.Sort(changed)
+	return slices.Compact(changed), t.tx.Commit()
+}
+
+// part runs f as a part of the transaction: if it fails nothing of it stays.
+func (t *tx) part(f func(*tx) error) error {
+	if _, err := t.exec(`SAVEPOINT part`); err != nil {
+		return err
+	}
+	err := f(t)
+	if err != nil {
+		if _, rerr := t.exec(`ROLLBACK TO part`); rerr != nil {
+			err = errors.Join(err, rerr)
+		}
+	}
+	_, rerr := t.exec(`RELEASE part`)
+	return errors.Join(err, rerr)
+}
+
+// stmt is a query, prepared once for all transactions, or for this one where it is
+// the first.
 func (t *tx) stmt(query string) (*sql.Stmt, error) {
 	if stmt, ok := t.stmts[query]; ok {
+		return stmt, nil
+	}
+	if kept := t.store.written.get(query); kept != nil {
+		stmt := t.tx.StmtContext(t.ctx, kept)
+		t.stmts[query] = stmt
 		return stmt, nil
 	}
 	stmt, err := t.tx.PrepareContext(t.ctx, query)
 	if err == nil {
 		t.stmts[query] = stmt
+		t.fresh = append(t.fresh, query)
 	}
 	return stmt, err
 }
@@ -501,13 +633,60 @@ func (t *tx) query(query string, args ...any) (*sql.Rows, error) {
 
 // read runs f in a transaction of a reader, which sees one state throughout.
 func (s *Store) read(ctx context.Context, f func(querier) error) error {
+	if t := s.within(ctx); t != nil {
+		return f(t.query)
+	}
 	stx, err := s.r.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
 	defer stx.Rollback()
-	return f(func(query string, args ...any) (*sql.Rows, error) { return stx.QueryContext(ctx, query, args...) })
+	return f(func(query string, args ...any) (*sql.Rows, error) {
+		stmt, err := s.asked.of(ctx, s.r, query)
+		if err != nil {
+			return nil, err
+		}
+		return stx.StmtContext(ctx, stmt).QueryContext(ctx, args...)
+	})
 }
+
+// A reader runs queries, each for itself or in the transaction of Together.
+type reader struct {
+	s *Store
+	t *tx // nil: none
+}
+
+func (s *Store) reader(ctx context.Context) reader { return reader{s, s.within(ctx)} }
+
+func (r reader) query(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	if r.t != nil {
+		return r.t.query(query, args...)
+	}
+	stmt, err := r.s.asked.of(ctx, r.s.r, query)
+	if err != nil {
+		return nil, err
+	}
+	return stmt.QueryContext(ctx, args...)
+}
+
+func (r reader) queryRow(ctx context.Context, query string, args ...any) scanner {
+	var stmt *sql.Stmt
+	var err error
+	if r.t != nil {
+		stmt, err = r.t.stmt(query)
+	} else {
+		stmt, err = r.s.asked.of(ctx, r.s.r, query)
+	}
+	if err != nil {
+		return failed{err}
+	}
+	return stmt.QueryRowContext(ctx, args...)
+}
+
+// failed is the row of a query that could not be prepared.
+type failed struct{ err error }
+
+func (f failed) Scan(...any) error { return f.err }
 
 // A querier runs one query of a transaction.
 type querier func(query string, args ...any) (*sql.Rows, error)
@@ -606,4 +785,13 @@ func limit(n int) int {
 		return 1<<31 - 1
 	}
 	return n
+}
+
+// among is the condition that a column has one of the values, or none where there
+// are none.
+func among(column string, values []string) (where string, args []any) {
+	if len(values) == 0 {
+		return "true", nil
+	}
+	return column + " IN (SELECT value FROM json_each(?))", []any{jsonText(values)}
 }
