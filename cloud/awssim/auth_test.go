@@ -9,6 +9,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+	"github.com/aws/aws-sdk-go-v2/service/eventbridge"
 	"github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 
@@ -77,6 +78,46 @@ func TestSignatures(t *testing.T) {
 	// The clock of the simulator may be elsewhere.
 	f.Advance(24 * time.Hour)
 	must[*kms.ListKeysOutput](t)(f.with("AKIAKNOWN", "right", "", region).kms.ListKeys(t.Context(), &kms.ListKeysInput{}))
+}
+
+// TestWrongRegion signs for one Region and sends to the endpoint of another.
+func TestWrongRegion(t *testing.T) {
+	o := known
+	o.Regions = []string{"eu-central-1", "eu-west-1"}
+	f := start(t, o)
+	must[*kms.ListKeysOutput](t)(f.with("AKIAKNOWN", "right", "", "eu-west-1").kms.ListKeys(t.Context(), &kms.ListKeysInput{}))
+	other := f.with("AKIAKNOWN", "right", "", "us-east-1")
+	const message = "Credential should be scoped to a valid region, not 'us-east-1'."
+	_, err := other.kms.ListKeys(t.Context(), &kms.ListKeysInput{})
+	wantError(t, err, "InvalidSignatureException", message)
+	_, err = other.events.DescribeEventBus(t.Context(), &eventbridge.DescribeEventBusInput{})
+	wantError(t, err, "InvalidSignatureException", message)
+	_, err = other.sts.GetCallerIdentity(t.Context(), &sts.GetCallerIdentityInput{})
+	wantError(t, err, "SignatureDoesNotMatch", message)
+
+	// The name by which the simulator is called is that of an endpoint.
+	anywhere := start(t, known)
+	for _, test := range []struct{ host, region, service, message string }{
+		{"kms.eu-central-1.localhost:4599", "eu-central-1", "kms", ""},
+		{"kms-fips.us-gov-west-1.amazonaws.com", "us-gov-west-1", "kms", ""},
+		{"vpce-1.kms.eu-central-1.vpce.amazonaws.com", "eu-central-1", "kms", ""},
+		{"localhost:4599", "us-east-1", "kms", ""},
+		{"kms.eu-central-1.localhost:4599", "us-east-1", "kms", message},
+		{"kms-fips.eu-central-1.amazonaws.com", "us-east-1", "kms", message},
+		{"vpce-1.kms.eu-central-1.vpce.amazonaws.com", "us-east-1", "kms", message},
+		{"kms.eu-central-1.localhost", "us-east-1", "events", message + " Credential should be scoped to correct service: 'kms'."},
+	} {
+		r := httptest.NewRequest(http.MethodPost, "http://"+test.host+"/", strings.NewReader("{}"))
+		r.Header.Set("X-Amz-Target", "TrentService.ListKeys")
+		if err := v4.NewSigner().SignHTTP(t.Context(), aws.Credentials{AccessKeyID: "AKIAKNOWN", SecretAccessKey: "right"}, r, hexSHA256([]byte("{}")), test.service, test.region, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		w := httptest.NewRecorder()
+		anywhere.ServeHTTP(w, r)
+		if (w.Code == http.StatusOK) != (test.message == "") || test.message != "" && !strings.Contains(w.Body.String(), test.message) {
+			t.Errorf("%s, signed for %s of %s: %d %s", test.host, test.service, test.region, w.Code, w.Body)
+		}
+	}
 }
 
 func TestSTS(t *testing.T) {

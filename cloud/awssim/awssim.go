@@ -48,6 +48,11 @@ type Options struct {
 	// can be assumed.
 	Roles []Role
 
+	// Regions are the Regions whose endpoint the simulator is: a request that is
+	// signed for another one is refused. If there are none, it is that of all.
+	// By a name such as kms.eu-central-1.localhost it is always that of one.
+	Regions []string
+
 	// IAM subjects every principal to IAM and to key policies: one without a
 	// Policy can do only what a key policy or a grant lets it do, and principals
 	// in key policies must be known. Without IAM, only those that have a Policy

@@ -70,8 +70,15 @@ func (c *call) authenticate(r *http.Request, body []byte) error {
 	mismatch := func(format string, args ...any) error {
 		return refuse("InvalidSignatureException", "SignatureDoesNotMatch", format, args...)
 	}
+	var wrong []string
+	if !c.sim.serves(sig.region, r.Host) {
+		wrong = append(wrong, "Credential should be scoped to a valid region, not '"+sig.region+"'.")
+	}
 	if sig.service != c.service.name {
-		return mismatch("Credential should be scoped to correct service: '%s'.", c.service.name)
+		wrong = append(wrong, "Credential should be scoped to correct service: '"+c.service.name+"'.")
+	}
+	if len(wrong) > 0 {
+		return mismatch("%s", strings.Join(wrong, " "))
 	}
 	at, err := time.Parse(signingTime, r.Header.Get("X-Amz-Date"))
 	if err != nil {
@@ -128,6 +135,24 @@ func (c *call) authenticate(r *http.Request, body []byte) error {
 	}
 	return nil
 }
+
+// serves reports whether the simulator is an endpoint of a Region: that of its
+// own name, if the client calls it by a name as AWS gives to endpoints, such as
+// kms.eu-central-1.localhost, and one of [Options.Regions], if there are any.
+func (s *Sim) serves(region, host string) bool {
+	labels := strings.Split(host, ".")
+	for i, label := range labels[1:] {
+		name := strings.TrimSuffix(labels[i], "-fips")
+		isService := slices.ContainsFunc(services, func(each *service) bool { return each.name == name })
+		if isService && compiled(regionName).MatchString(label) && label != region {
+			return false
+		}
+	}
+	return len(s.options.Regions) == 0 || slices.Contains(s.options.Regions, region)
+}
+
+// regionName is the form of the name of a Region.
+const regionName = "[a-z]{2,4}(-[a-z]+)+-[0-9]+"
 
 // parseAuthorization reads an Authorization header. The problem is empty if it
 // is complete.

@@ -2,7 +2,7 @@
 // API on loopback. See package byokd/cloud/awssim.
 //
 //	awssim [--listen 127.0.0.1:4599] [--wrapping-pairs N] [--account AKID:SECRET:ACCOUNT]... [--accounts FILE] [--roles FILE]
-//	       [--state FILE] [--iam] [--iam-policy AKID=FILE]... [--quotas aws] [--lag DURATION] [--latency TIME]
+//	       [--state FILE] [--regions R,R] [--iam] [--iam-policy AKID=FILE]... [--quotas aws] [--lag DURATION] [--latency TIME]
 //	       [--rotation-time TIME] [--kms-events] [--usage-tracked-after TIME] [--fault WHEN:WHAT[:RATE%][@OPERATION]]... [--fault-seed N] [--log]
 //	awssim keys --endpoint URL [--json]
 //	awssim events --endpoint URL [--json]

@@ -93,6 +93,15 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	accountsFile := flags.String("accounts", "", "`file` with access keys: a JSON array of {access_key_id, secret_access_key, account, arn}")
 	roles := flags.String("roles", "", "`file` with roles: a JSON array of {arn, external_id, policy}. Without it, any role can be assumed")
 	state := flags.String("state", "", "`file` to keep the state in, key material in the clear; without it, it is kept in memory")
+	flags.Func("regions", "`Regions` whose endpoint this is, separated by commas: what is signed for another one is refused. Without it, it is that of all", func(v string) error {
+		for region := range strings.SplitSeq(v, ",") {
+			if region == "" || strings.Trim(region, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
+				return fmt.Errorf("%q is no Region: write eu-central-1,eu-west-1", region)
+			}
+			options.Regions = append(options.Regions, region)
+		}
+		return nil
+	})
 	var hard switches
 	hard.define(flags, &options)
 	logRequests := flags.Bool("log", false, "log each request to stderr")

@@ -85,6 +85,14 @@ func TestHardSwitches(t *testing.T) {
 	wantCode(t, err, "ThrottlingException")
 }
 
+func TestRegions(t *testing.T) {
+	_, err := client(t, started(t, "--regions", "eu-central-1,us-east-1"), "a", "b").ListKeys(t.Context(), &kms.ListKeysInput{}) // of eu-west-1
+	wantCode(t, err, "InvalidSignatureException")
+	if _, err := client(t, started(t, "--regions", "eu-west-1"), "a", "b").ListKeys(t.Context(), &kms.ListKeysInput{}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestRoles(t *testing.T) {
 	roles := write(t, `[{"arn":"arn:aws:iam::111111111111:role/x","policy":{"Statement":[{"Effect":"Allow","Action":"kms:*","Resource":"*"}]}}]`)
 	started(t, "--roles", roles)
@@ -98,6 +106,7 @@ func TestBadSwitches(t *testing.T) {
 	}{
 		{[]string{"--quotas", "mine"}, "write aws"},
 		{[]string{"--quotas", "aws,CreateKey=1"}, "IAM action"},
+		{[]string{"--regions", "eu-west-1, us-east-1"}, "no Region"},
 		{[]string{"--lag", "soon"}, "new-keys=2s"},
 		{[]string{"--lag", "-1s"}, "new-keys=2s"},
 		{[]string{"--fault", "sometimes:drop"}, "before or after"},
