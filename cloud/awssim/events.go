@@ -91,11 +91,14 @@ type putEventsInput struct {
 type putEventsRequestEntry struct {
 	Time         *timestamp
 	Source       *string
-	Resources    []string
+	Resources    []string `each:"0,2048"`
 	DetailType   *string
 	Detail       *string
-	EventBusName *string `len:"1,1600" pattern:"^(arn:aws[\\w-]*:events:[a-z]+-[a-z]+-[\\w-]+:[0-9]{12}:event-bus/)?[/\\.\\-_A-Za-z0-9]+$"`
+	EventBusName *string `len:"1,1600" pattern:"(arn:aws[\\w-]*:events:[a-z]+-[a-z]+-[\\w-]+:[0-9]{12}:event-bus\\/)?[\\.\\-_A-Za-z0-9]+"`
 	TraceHeader  *string `len:"1,500"`
+
+	// Members that only messages about entries show.
+	KmsKeyIdentifier, InternalMetadata *string `json:"-"`
 }
 
 // size is the size of an entry as EventBridge counts it.
@@ -161,16 +164,24 @@ func (e *putEventsRequestEntry) problem() (code, message string) {
 	return "", ""
 }
 
-// isObject reports whether s is a JSON object that is not nested too deeply.
+// isObject reports whether s is a JSON object that is not nested too deeply, and
+// without integers that do not fit into 64 bits.
 func isObject(s string) bool {
 	if !json.Valid([]byte(s)) || !strings.HasPrefix(strings.TrimLeft(s, " \t\r\n"), "{") {
 		return false
 	}
 	depth := 0
-	for d := json.NewDecoder(strings.NewReader(s)); ; {
+	d := json.NewDecoder(strings.NewReader(s))
+	d.UseNumber()
+	for {
 		t, err := d.Token()
 		if err != nil {
 			return true // the end: what is valid has no other error
+		}
+		if n, ok := t.(json.Number); ok && !strings.ContainsAny(n.String(), ".eE") {
+			if _, err := n.Int64(); err != nil {
+				return false
+			}
 		}
 		switch t {
 		case json.Delim('{'), json.Delim('['):
@@ -248,7 +259,7 @@ func (s *Sim) keep(e Event) {
 }
 
 type busInput struct {
-	Name        *string `required:"" len:"1,256" pattern:"^[/\\.\\-_A-Za-z0-9]+$"`
+	Name        *string `required:"" len:"1,256" pattern:"[/\\.\\-_A-Za-z0-9]+"`
 	Description *string `len:"0,512"`
 }
 
@@ -283,7 +294,7 @@ func (c *call) deleteEventBus(in *busInput) (any, error) {
 }
 
 type describeEventBusInput struct {
-	Name *string `len:"1,1600" pattern:"^(arn:aws[\\w-]*:events:[a-z]+-[a-z]+-[\\w-]+:[0-9]{12}:event-bus/)?[/\\.\\-_A-Za-z0-9]+$"`
+	Name *string `len:"1,1600" pattern:"(arn:aws[\\w-]*:events:[a-z]+-[a-z]+-[\\w-]+:[0-9]{12}:event-bus\\/)?[/\\.\\-_A-Za-z0-9]+"`
 }
 
 func (c *call) describeEventBus(in *describeEventBusInput) (any, error) {
@@ -314,7 +325,7 @@ func (c *call) describe(b *bus) fields {
 }
 
 type listEventBusesInput struct {
-	NamePrefix *string `len:"1,256" pattern:"^[/\\.\\-_A-Za-z0-9]+$"`
+	NamePrefix *string `len:"1,256" pattern:"[/\\.\\-_A-Za-z0-9]+"`
 	NextToken  *string `len:"1,2048"`
 	Limit      *int64  `range:"1,100"`
 }

@@ -45,6 +45,7 @@ func TestPutEvents(t *testing.T) {
 		{func(e *ebtypes.PutEventsRequestEntry) {
 			e.Detail = aws.String(`{"a":` + strings.Repeat("[", 1000) + strings.Repeat("]", 1000) + `}`)
 		}, "MalformedDetail", "Detail is malformed."},
+		{func(e *ebtypes.PutEventsRequestEntry) { e.Detail = aws.String(`{"a":9223372036854775808}`) }, "MalformedDetail", "Detail is malformed."},
 		{func(e *ebtypes.PutEventsRequestEntry) { e.Source = aws.String("aws.kms") }, "NotAuthorizedForSourceException", "Not authorized for the source."},
 		{func(e *ebtypes.PutEventsRequestEntry) {
 			e.EventBusName = aws.String("arn:aws:events:" + region + ":" + account + ":event-bus/byok")
@@ -54,7 +55,13 @@ func TestPutEvents(t *testing.T) {
 	for _, test := range tests {
 		entries = append(entries, entry(test.change))
 	}
-	out := must[*eventbridge.PutEventsOutput](t)(f.events.PutEvents(t.Context(), &eventbridge.PutEventsInput{Entries: entries}))
+	var out eventbridge.PutEventsOutput
+	for len(entries) > 0 { // ten at once are the most
+		n := min(len(entries), 10)
+		some := must[*eventbridge.PutEventsOutput](t)(f.events.PutEvents(t.Context(), &eventbridge.PutEventsInput{Entries: entries[:n]}))
+		out.Entries, out.FailedEntryCount = append(out.Entries, some.Entries...), out.FailedEntryCount+some.FailedEntryCount
+		entries = entries[n:]
+	}
 	failed := 0
 	for i, test := range tests {
 		got := out.Entries[i]
@@ -75,7 +82,7 @@ func TestPutEvents(t *testing.T) {
 	want := awssim.Event{
 		Account: account, Region: region, Bus: "byok", Received: events[1].Received,
 		Envelope: awssim.Envelope{
-			Version: "0", ID: *out.Entries[9].EventId, DetailType: "Test", Source: "byokd", Account: account,
+			Version: "0", ID: *out.Entries[len(tests)-1].EventId, DetailType: "Test", Source: "byokd", Account: account,
 			Time: at.Truncate(time.Second), Region: region, Resources: []string{"arn:x"}, Detail: json.RawMessage(`{"a":[1]}`),
 		},
 	}
@@ -96,6 +103,14 @@ func TestPutEventsLimits(t *testing.T) {
 		!strings.HasSuffix(err.Error(), ")]' at 'entries' failed to satisfy constraint: Member must have length less than or equal to 10") {
 		t.Error(err)
 	}
+	if want := "PutEventsRequestEntry(time=null, source=byokd, resources=null, detailType=Test, detail={\"a\": [1]}, eventBusName=null, traceHeader=null, kmsKeyIdentifier=null, internalMetadata=null), Put"; !strings.Contains(err.Error(), want) {
+		t.Errorf("%v: no %s", err, want)
+	}
+	_, err = f.events.PutEvents(t.Context(), &eventbridge.PutEventsInput{Entries: []ebtypes.PutEventsRequestEntry{
+		entry(func(e *ebtypes.PutEventsRequestEntry) { e.Resources = []string{"a", strings.Repeat("r", 2049)} }),
+	}})
+	wantError(t, err, "ValidationException", "1 validation error detected: Value '[a, "+strings.Repeat("r", 2049)+"]' at 'entries.1.member.resources' failed to satisfy constraint: "+
+		"Member must satisfy constraint: [Member must have length less than or equal to 2048]")
 	for size, code := range map[int]string{1 << 20: "", 1<<20 + 1: "ValidationException"} {
 		big := entry(func(e *ebtypes.PutEventsRequestEntry) {
 			head := `{"a":"`

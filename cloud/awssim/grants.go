@@ -79,7 +79,7 @@ type createGrantInput struct {
 	GranteeServicePrincipal  *string           `len:"1,256" pattern:"^[\\w+=,.@:/-]+$"`
 	RetiringPrincipal        *string           `len:"1,256" pattern:"^[\\w+=,.@:/-]+$"`
 	RetiringServicePrincipal *string           `len:"1,256" pattern:"^[\\w+=,.@:/-]+$"`
-	Operations               []string          `required:""`
+	Operations               []string          `required:"" eachEnum:"Decrypt Encrypt GenerateDataKey GenerateDataKeyWithoutPlaintext ReEncryptFrom ReEncryptTo Sign Verify GetPublicKey CreateGrant RetireGrant DescribeKey GenerateDataKeyPair GenerateDataKeyPairWithoutPlaintext GenerateMac VerifyMac DeriveSharedSecret"`
 	Constraints              *grantConstraints ``
 	GrantTokens              []string          `len:"0,10" each:"1,8192"`
 	Name                     *string           `len:"1,256" pattern:"^[a-zA-Z0-9:/_-]+$"`
@@ -176,7 +176,7 @@ func (g *grant) show(k *key) fields {
 
 type listGrantsInput struct {
 	KeyId                   *string `required:"" len:"1,2048"`
-	Limit                   *int64  `range:"1,1000"`
+	Limit                   *int64  `range:"1,100"`
 	Marker                  *string `len:"1,1024"`
 	GrantId                 *string `len:"1,128"`
 	GranteePrincipal        *string `len:"1,256" pattern:"^[\\w+=,.@:/-]+$"`
@@ -205,7 +205,7 @@ func (c *call) listGrants(in *listGrantsInput) (any, error) {
 }
 
 type listRetirableGrantsInput struct {
-	Limit                    *int64  `range:"1,1000"`
+	Limit                    *int64  `range:"1,100"`
 	Marker                   *string `len:"1,1024"`
 	RetiringPrincipal        *string `len:"1,256" pattern:"^[\\w+=,.@:/-]+$"`
 	RetiringServicePrincipal *string `len:"1,256" pattern:"^[\\w+=,.@:/-]+$"`

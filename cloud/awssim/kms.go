@@ -63,7 +63,7 @@ var kmsOperations = map[string]operation{
 const maxKeys = 100_000
 
 type createKeyInput struct {
-	Policy                         *string `len:"1,131072" pattern:"[\\x09\\x0a\\x0d\\x20-\\x{00ff}]+"`
+	Policy                         *string `len:"1,131072" pattern:"[\\u0009\\u000A\\u000D\\u0020-\\u00FF]+"`
 	Description                    *string `len:"0,8192"`
 	KeyUsage                       *string `enum:"SIGN_VERIFY ENCRYPT_DECRYPT GENERATE_VERIFY_MAC KEY_AGREEMENT ENCAPSULATE_DECAPSULATE"`
 	CustomerMasterKeySpec          *string `enum:"RSA_2048 RSA_3072 RSA_4096 ECC_NIST_P256 ECC_NIST_P384 ECC_NIST_P521 ECC_SECG_P256K1 SYMMETRIC_DEFAULT HMAC_224 HMAC_256 HMAC_384 HMAC_512 SM2"`

@@ -66,7 +66,7 @@ func (c *call) primaryKey(id string) (*key, error) {
 type replicateKeyInput struct {
 	KeyId                          *string `required:"" len:"1,2048"`
 	ReplicaRegion                  *string `required:"" len:"1,32" pattern:"^([a-z]+-){2,3}\\d+$"`
-	Policy                         *string `len:"1,131072" pattern:"[\\x09\\x0a\\x0d\\x20-\\x{00ff}]+"`
+	Policy                         *string `len:"1,131072" pattern:"[\\u0009\\u000A\\u000D\\u0020-\\u00FF]+"`
 	BypassPolicyLockoutSafetyCheck *bool
 	Description                    *string `len:"0,8192"`
 	Tags                           []tag

@@ -263,8 +263,8 @@ func (c *call) setPolicy(k *key, document string, bypassLockout bool) error {
 
 type putKeyPolicyInput struct {
 	KeyId                          *string `required:"" len:"1,2048"`
-	PolicyName                     *string `len:"1,128" pattern:"^[\\w]+$"`
-	Policy                         *string `required:"" len:"1,131072" pattern:"[\\x09\\x0a\\x0d\\x20-\\x{00ff}]+"`
+	PolicyName                     *string `len:"1,128" pattern:"[\\w]+"`
+	Policy                         *string `required:"" len:"1,131072" pattern:"[\\u0009\\u000A\\u000D\\u0020-\\u00FF]+"`
 	BypassPolicyLockoutSafetyCheck *bool
 }
 
@@ -290,7 +290,7 @@ func (c *call) policyKey(id, name *string) (*key, error) {
 
 type getKeyPolicyInput struct {
 	KeyId      *string `required:"" len:"1,2048"`
-	PolicyName *string `len:"1,128" pattern:"^[\\w]+$"`
+	PolicyName *string `len:"1,128" pattern:"[\\w]+"`
 }
 
 func (c *call) getKeyPolicy(in *getKeyPolicyInput) (any, error) {

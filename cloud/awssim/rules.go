@@ -3,8 +3,8 @@ package awssim
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,7 +32,7 @@ type rule struct {
 // A target is what a rule sends to, and what it sends: the event, a part of
 // it, a constant, or a text with parts of the event in it.
 type target struct {
-	Id               *string           `required:"" len:"1,64" pattern:"^[\\.\\-_A-Za-z0-9]+$"`
+	Id               *string           `required:"" len:"1,64" pattern:"[\\.\\-_A-Za-z0-9]+"`
 	Arn              *string           `required:"" len:"1,1600"`
 	RoleArn          *string           `json:",omitempty" len:"1,1600"`
 	Input            *string           `json:",omitempty" len:"0,8192"`
@@ -42,7 +42,7 @@ type target struct {
 
 type inputTransformer struct {
 	InputPathsMap map[string]string `json:",omitempty"`
-	InputTemplate *string           `json:",omitempty"`
+	InputTemplate *string           `json:",omitempty" required:"" len:"1,8192"`
 }
 
 // A Delivery is an event that a rule sent to a target. Nothing leaves the
@@ -129,50 +129,83 @@ func (s *Sim) route(b *bus, e Event) {
 				s.deliveries = slices.Clone(s.deliveries[maxEvents/2:])
 			}
 			s.deliveries = append(s.deliveries, Delivery{
-				Event: e, Rule: name, Bus: b.name, TargetID: id, Target: *t.Arn, Input: t.input(envelope, object),
+				Event: e, Rule: name, Bus: b.name, TargetID: id, Target: *t.Arn, Input: t.input(r, e, envelope, object),
 			})
 		}
 	}
 }
 
-// input returns what the target gets of an event.
-func (t *target) input(envelope []byte, object map[string]any) string {
+// input returns what the target gets of an event that the rule matched.
+func (t *target) input(r *rule, e Event, envelope []byte, object map[string]any) string {
 	switch {
 	case t.Input != nil:
 		return *t.Input
 	case t.InputPath != nil:
 		return encode(part(object, *t.InputPath))
 	case t.InputTransformer != nil:
-		return t.InputTransformer.apply(object)
+		return t.InputTransformer.apply(r, e, object)
 	}
 	return string(envelope)
 }
 
-// apply fills the template in: <name> is a part of the event, with its quotes
-// if it is a string, except inside a string of the template.
-func (tr *inputTransformer) apply(object map[string]any) string {
+// inputPlaceholder is what stands in a template for a part of the event.
+var inputPlaceholder = regexp.MustCompile(`<([A-Za-z0-9_.-]+)>`)
+
+// predefined are the variables that every template can have.
+var predefined = map[string]func(*rule, Event, map[string]any) any{
+	"aws.events.rule-arn":             func(r *rule, _ Event, _ map[string]any) any { return r.arn },
+	"aws.events.rule-name":            func(r *rule, _ Event, _ map[string]any) any { return r.name },
+	"aws.events.event.ingestion-time": func(_ *rule, e Event, _ map[string]any) any { return e.Received.UTC().Format(time.RFC3339) },
+	"aws.events.event.json":           func(_ *rule, _ Event, object map[string]any) any { return object },
+	"aws.events.event": func(_ *rule, _ Event, object map[string]any) any { // without its detail, and with one name that differs
+		event := maps.Clone(object)
+		delete(event, "detail")
+		event["detailType"] = event["detail-type"]
+		delete(event, "detail-type")
+		return event
+	},
+}
+
+// apply fills the template in. A part of the event stands as JSON, except in a
+// string of the template: there it is bare, objects and lists without any
+// quotes. What the event does not have is an empty string.
+func (tr *inputTransformer) apply(r *rule, e Event, object map[string]any) string {
 	template := *tr.InputTemplate
 	var out strings.Builder
-	inString := false
-	for i := 0; i < len(template); i++ {
-		name, _, closed := strings.Cut(template[i+1:], ">")
-		path, known := tr.InputPathsMap[name]
-		if template[i] != '<' || !closed || !known {
+	inString, from := false, 0
+	copyTo := func(to int) {
+		for i := from; i < to; i++ {
 			if template[i] == '"' && (i == 0 || template[i-1] != '\\') {
 				inString = !inString
 			}
-			out.WriteByte(template[i])
-			continue
 		}
-		value := part(object, path)
-		if text, ok := value.(string); ok && inString {
+		out.WriteString(template[from:to])
+	}
+	for _, at := range inputPlaceholder.FindAllStringSubmatchIndex(template, -1) {
+		copyTo(at[0])
+		from = at[1]
+		name := template[at[2]:at[3]]
+		value := any(absent{})
+		if variable := predefined[name]; variable != nil {
+			value = variable(r, e, object)
+		} else {
+			value = part(object, tr.InputPathsMap[name])
+		}
+		text, isText := value.(string)
+		switch {
+		case value == absent{} && !inString:
+			out.WriteString(`""`)
+		case value == absent{}:
+		case !inString:
+			out.WriteString(encode(value))
+		case isText:
 			quoted := encode(text)
 			out.WriteString(quoted[1 : len(quoted)-1])
-		} else if value != (absent{}) {
-			out.WriteString(encode(value))
+		default:
+			out.WriteString(strings.ReplaceAll(encode(value), `"`, ""))
 		}
-		i += len(name) + 1
 	}
+	copyTo(len(template))
 	return out.String()
 }
 
@@ -219,13 +252,13 @@ func encode(v any) string {
 }
 
 type putRuleInput struct {
-	Name               *string `required:"" len:"1,64" pattern:"^[\\.\\-_A-Za-z0-9]+$"`
+	Name               *string `required:"" len:"1,64" pattern:"[\\.\\-_A-Za-z0-9]+"`
 	ScheduleExpression *string `len:"0,256"`
-	EventPattern       *string
+	EventPattern       *string `len:"0,4096"`
 	State              *string `enum:"ENABLED DISABLED ENABLED_WITH_ALL_CLOUDTRAIL_MANAGEMENT_EVENTS"`
 	Description        *string `len:"0,512"`
 	RoleArn            *string `len:"1,1600"`
-	EventBusName       *string `len:"1,1600" pattern:"^(arn:aws[\\w-]*:events:[a-z]+-[a-z]+-[\\w-]+:[0-9]{12}:event-bus/)?[/\\.\\-_A-Za-z0-9]+$"`
+	EventBusName       *string `len:"1,1600" pattern:"(arn:aws[\\w-]*:events:[a-z]+-[a-z]+-[\\w-]+:[0-9]{12}:event-bus\\/)?[/\\.\\-_A-Za-z0-9]+"`
 }
 
 // busOf finds a bus that a request names.
@@ -308,8 +341,8 @@ func (r *rule) show() fields {
 
 // A ruleInput names a rule.
 type ruleInput struct {
-	Name         *string `required:"" len:"1,64" pattern:"^[\\.\\-_A-Za-z0-9]+$"`
-	EventBusName *string `len:"1,1600" pattern:"^(arn:aws[\\w-]*:events:[a-z]+-[a-z]+-[\\w-]+:[0-9]{12}:event-bus/)?[/\\.\\-_A-Za-z0-9]+$"`
+	Name         *string `required:"" len:"1,64" pattern:"[\\.\\-_A-Za-z0-9]+"`
+	EventBusName *string `len:"1,1600" pattern:"(arn:aws[\\w-]*:events:[a-z]+-[a-z]+-[\\w-]+:[0-9]{12}:event-bus\\/)?[/\\.\\-_A-Za-z0-9]+"`
 	Force        bool
 }
 
@@ -366,8 +399,8 @@ func eventsPage[V any](c *call, all map[string]V, limit *int64, token *string) (
 }
 
 type listRulesInput struct {
-	NamePrefix   *string `len:"1,64" pattern:"^[\\.\\-_A-Za-z0-9]+$"`
-	EventBusName *string `len:"1,1600" pattern:"^(arn:aws[\\w-]*:events:[a-z]+-[a-z]+-[\\w-]+:[0-9]{12}:event-bus/)?[/\\.\\-_A-Za-z0-9]+$"`
+	NamePrefix   *string `len:"1,64" pattern:"[\\.\\-_A-Za-z0-9]+"`
+	EventBusName *string `len:"1,1600" pattern:"(arn:aws[\\w-]*:events:[a-z]+-[a-z]+-[\\w-]+:[0-9]{12}:event-bus\\/)?[/\\.\\-_A-Za-z0-9]+"`
 	NextToken    *string `len:"1,2048"`
 	Limit        *int64  `range:"1,100"`
 }
@@ -391,8 +424,8 @@ func (c *call) listRules(in *listRulesInput) (any, error) {
 }
 
 type putTargetsInput struct {
-	Rule         *string  `required:"" len:"1,64" pattern:"^[\\.\\-_A-Za-z0-9]+$"`
-	EventBusName *string  `len:"1,1600" pattern:"^(arn:aws[\\w-]*:events:[a-z]+-[a-z]+-[\\w-]+:[0-9]{12}:event-bus/)?[/\\.\\-_A-Za-z0-9]+$"`
+	Rule         *string  `required:"" len:"1,64" pattern:"[\\.\\-_A-Za-z0-9]+"`
+	EventBusName *string  `len:"1,1600" pattern:"(arn:aws[\\w-]*:events:[a-z]+-[a-z]+-[\\w-]+:[0-9]{12}:event-bus\\/)?[/\\.\\-_A-Za-z0-9]+"`
 	Targets      []target `required:"" len:"1,100"`
 }
 
@@ -403,8 +436,8 @@ func (c *call) putTargets(in *putTargetsInput) (any, error) {
 	}
 	after := maps.Clone(r.targets)
 	for _, t := range in.Targets {
-		if err := t.check(); err != nil {
-			return nil, fail("ValidationException", "Target %s: %v.", *t.Id, err)
+		if problem := t.problem(); problem != "" {
+			return nil, fail("ValidationException", "%s", problem)
 		}
 		after[*t.Id] = &t
 	}
@@ -415,7 +448,8 @@ func (c *call) putTargets(in *putTargetsInput) (any, error) {
 	return fields{"FailedEntryCount": 0, "FailedEntries": []fields{}}, nil
 }
 
-func (t *target) check() error {
+// problem returns what is wrong with a target, empty if nothing is.
+func (t *target) problem() string {
 	given := 0
 	for _, is := range []bool{t.Input != nil, t.InputPath != nil, t.InputTransformer != nil} {
 		if is {
@@ -424,21 +458,27 @@ func (t *target) check() error {
 	}
 	switch {
 	case given > 1:
-		return fmt.Errorf("only one of Input, InputPath and InputTransformer can be given")
-	case t.InputTransformer != nil && t.InputTransformer.InputTemplate == nil:
-		return fmt.Errorf("an InputTransformer needs an InputTemplate")
+		return "Only one of Input, InputPath, or InputTransformer must be provided for target " + *t.Id + "."
 	case !strings.HasPrefix(*t.Arn, "arn:"):
-		return fmt.Errorf("%s is not an ARN", *t.Arn)
+		return "Target " + *t.Id + ": " + *t.Arn + " is not an ARN."
 	case t.Input != nil && !json.Valid([]byte(*t.Input)):
-		return fmt.Errorf("the Input is not JSON")
+		return "Target " + *t.Id + ": the Input is not JSON."
+	case t.InputTransformer == nil:
+		return ""
 	}
-	return nil
+	for _, found := range inputPlaceholder.FindAllStringSubmatch(*t.InputTransformer.InputTemplate, -1) {
+		name := found[1]
+		if _, known := t.InputTransformer.InputPathsMap[name]; !known && predefined[name] == nil {
+			return "InputTemplate for target " + *t.Id + " contains invalid placeholder " + name + "."
+		}
+	}
+	return ""
 }
 
 type removeTargetsInput struct {
-	Rule         *string  `required:"" len:"1,64" pattern:"^[\\.\\-_A-Za-z0-9]+$"`
-	EventBusName *string  `len:"1,1600" pattern:"^(arn:aws[\\w-]*:events:[a-z]+-[a-z]+-[\\w-]+:[0-9]{12}:event-bus/)?[/\\.\\-_A-Za-z0-9]+$"`
-	Ids          []string `required:"" len:"1,100" each:"1,64"`
+	Rule         *string  `required:"" len:"1,64" pattern:"[\\.\\-_A-Za-z0-9]+"`
+	EventBusName *string  `len:"1,1600" pattern:"(arn:aws[\\w-]*:events:[a-z]+-[a-z]+-[\\w-]+:[0-9]{12}:event-bus\\/)?[/\\.\\-_A-Za-z0-9]+"`
+	Ids          []string `required:"" len:"1,100" each:"1,64" eachPattern:"[\\.\\-_A-Za-z0-9]+"`
 	Force        bool
 }
 
@@ -458,8 +498,8 @@ func (c *call) removeTargets(in *removeTargetsInput) (any, error) {
 }
 
 type listTargetsByRuleInput struct {
-	Rule         *string `required:"" len:"1,64" pattern:"^[\\.\\-_A-Za-z0-9]+$"`
-	EventBusName *string `len:"1,1600" pattern:"^(arn:aws[\\w-]*:events:[a-z]+-[a-z]+-[\\w-]+:[0-9]{12}:event-bus/)?[/\\.\\-_A-Za-z0-9]+$"`
+	Rule         *string `required:"" len:"1,64" pattern:"[\\.\\-_A-Za-z0-9]+"`
+	EventBusName *string `len:"1,1600" pattern:"(arn:aws[\\w-]*:events:[a-z]+-[a-z]+-[\\w-]+:[0-9]{12}:event-bus\\/)?[/\\.\\-_A-Za-z0-9]+"`
 	NextToken    *string `len:"1,2048"`
 	Limit        *int64  `range:"1,100"`
 }
@@ -482,7 +522,7 @@ func (c *call) listTargetsByRule(in *listTargetsByRuleInput) (any, error) {
 
 type listRuleNamesByTargetInput struct {
 	TargetArn    *string `required:"" len:"1,1600"`
-	EventBusName *string `len:"1,1600" pattern:"^(arn:aws[\\w-]*:events:[a-z]+-[a-z]+-[\\w-]+:[0-9]{12}:event-bus/)?[/\\.\\-_A-Za-z0-9]+$"`
+	EventBusName *string `len:"1,1600" pattern:"(arn:aws[\\w-]*:events:[a-z]+-[a-z]+-[\\w-]+:[0-9]{12}:event-bus\\/)?[/\\.\\-_A-Za-z0-9]+"`
 	NextToken    *string `len:"1,2048"`
 	Limit        *int64  `range:"1,100"`
 }
@@ -509,7 +549,7 @@ func (c *call) listRuleNamesByTarget(in *listRuleNamesByTargetInput) (any, error
 }
 
 type testEventPatternInput struct {
-	EventPattern *string `required:""`
+	EventPattern *string `required:"" len:"0,4096"`
 	Event        *string `required:""`
 }
 

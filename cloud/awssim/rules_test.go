@@ -142,7 +142,7 @@ func TestRules(t *testing.T) {
 		{Id: aws.String("part"), Arn: aws.String(queue), InputPath: aws.String("$.detail.group")},
 		{Id: aws.String("text"), Arn: aws.String(queue), InputTransformer: &ebtypes.InputTransformer{
 			InputPathsMap: map[string]string{"g": "$.detail.group", "n": "$.detail.numbers[1]", "no": "$.detail.no"},
-			InputTemplate: aws.String(`{"text":"group <g>, <n>","group":<g>,"<x>":"<no>"}`),
+			InputTemplate: aws.String(`{"text":"group <g>, <n>","group":<g>,"a < b":"<no>"}`),
 		}},
 	}
 	put := must[*eventbridge.PutTargetsOutput](t)(f.events.PutTargets(ctx, &eventbridge.PutTargetsInput{Rule: aws.String("alert"), Targets: targets}))
@@ -165,7 +165,7 @@ func TestRules(t *testing.T) {
 	}
 	for id, want := range map[string]string{
 		"constant": `{"a":1}`, "part": `"pay\"ments"`,
-		"text": `{"text":"group pay\"ments, 2.50","group":"pay\"ments","<x>":""}`,
+		"text": `{"text":"group pay\"ments, 2.50","group":"pay\"ments","a < b":""}`,
 	} {
 		if got[id] != want {
 			t.Errorf("%s got %s, want %s", id, got[id], want)
@@ -224,6 +224,72 @@ func TestRules(t *testing.T) {
 		response.Body.Close()
 		if err != nil || !strings.Contains(string(body), want) {
 			t.Errorf("%s has no %q, %v", path, want, err)
+		}
+	}
+}
+
+// TestInputTransformer has what was recorded of templates, and what targets are
+// refused with.
+func TestInputTransformer(t *testing.T) {
+	f, ctx := start(t, awssim.Options{}), t.Context()
+	must[*eventbridge.PutRuleOutput](t)(f.events.PutRule(ctx, &eventbridge.PutRuleInput{Name: aws.String("r"), EventPattern: aws.String(`{"source":["byokd"]}`)}))
+	paths := map[string]string{
+		"userId": "$.detail.payload.acc_id", "payload": "$.detail.payload", "one": "$.detail.one", "two": "$.detail.two",
+		"yes": "$.detail.yes", "absent": "$.detail.absent", "detail-type": "$.detail-type",
+	}
+	target := func(change func(*ebtypes.Target)) error {
+		in := ebtypes.Target{Id: aws.String("t"), Arn: aws.String("arn:aws:sqs:eu-central-1:111122223333:q")}
+		change(&in)
+		_, err := f.events.PutTargets(ctx, &eventbridge.PutTargetsInput{Rule: aws.String("r"), Targets: []ebtypes.Target{in}})
+		return err
+	}
+	last := func() awssim.Delivery {
+		all := f.Deliveries()
+		return all[len(all)-1]
+	}
+	for template, want := range map[string]string{
+		`"Event of <detail-type> type, info <absent>"`:               `"Event of Made type, info "`,
+		`{"command": <absent>}`:                                      `{"command": ""}`,
+		`"{[/ of <detail-type>"`:                                     `"{[/ of Made"`,
+		`{"path": "users/<userId>", "bod": <payload>}`:               `{"path": "users/0a78", "bod": {"acc_id":"0a78","sf_id":"baz"}}`,
+		`"Payload of <payload> and <userId>"`:                        `"Payload of {acc_id:0a78,sf_id:baz} and 0a78"`,
+		`"<one> single, <two> multiple"`:                             `"[HIGH] single, [ACTIVE,INACTIVE] multiple"`,
+		`{"list": <one>, "id": "<userId>/<userId>"}`:                 `{"list": ["HIGH"], "id": "0a78/0a78"}`,
+		`"Command is <yes>!"`:                                        `"Command is true!"`,
+		`"by <aws.events.rule-arn> <aws.events.rule-name>"`:          `"by arn:aws:events:eu-central-1:111122223333:rule/r r"`,
+		`{"m": "a \"<userId>\""}`:                                    `{"m": "a \"0a78\""}`,
+		`"at <aws.events.event.ingestion-time>"`:                     `"at INGESTED"`,
+		`{"e": <aws.events.event>, "json": <aws.events.event.json>}`: `{"e": {"account":"111122223333","detailType":"Made","id":"ID","region":"eu-central-1","resources":[],"source":"byokd","time":"TIME","version":"0"}, "json": EVENT}`,
+	} {
+		if err := target(func(in *ebtypes.Target) {
+			in.InputTransformer = &ebtypes.InputTransformer{InputPathsMap: paths, InputTemplate: &template}
+		}); err != nil {
+			t.Fatal(err)
+		}
+		f.put("Made", `{"payload":{"acc_id":"0a78","sf_id":"baz"},"one":["HIGH"],"two":["ACTIVE","INACTIVE"],"yes":true}`, "")
+		e := last().Event
+		at := e.Envelope.Time.Format(time.RFC3339)
+		event := `{"account":"111122223333","detail":` + string(e.Envelope.Detail) + `,"detail-type":"Made","id":"ID","region":"eu-central-1","resources":[],"source":"byokd","time":"TIME","version":"0"}`
+		event = strings.Replace(event, string(e.Envelope.Detail), `{"one":["HIGH"],"payload":{"acc_id":"0a78","sf_id":"baz"},"two":["ACTIVE","INACTIVE"],"yes":true}`, 1) // in order
+		want = strings.NewReplacer("INGESTED", e.Received.UTC().Format(time.RFC3339)).Replace(want)
+		want = strings.NewReplacer("ID", e.Envelope.ID, "TIME", at).Replace(strings.Replace(want, "EVENT", event, 1))
+		if got := last().Input; got != want {
+			t.Errorf("%s gives\n%s, want\n%s", template, got, want)
+		}
+	}
+	wantError(t, target(func(in *ebtypes.Target) { in.Input, in.InputPath = aws.String("{}"), aws.String("$") }),
+		"ValidationException", "Only one of Input, InputPath, or InputTransformer must be provided for target t.")
+	wantError(t, target(func(in *ebtypes.Target) {
+		in.InputTransformer = &ebtypes.InputTransformer{InputPathsMap: paths, InputTemplate: aws.String(`"with <notdefinedkey>"`)}
+	}), "ValidationException", "InputTemplate for target t contains invalid placeholder notdefinedkey.")
+	wantError(t, target(func(in *ebtypes.Target) { in.Id = aws.String("!@#$@!#$") }), "ValidationException",
+		`1 validation error detected: Value '!@#$@!#$' at 'targets.1.member.id' failed to satisfy constraint: Member must satisfy regular expression pattern: [\.\-_A-Za-z0-9]+`)
+	for body, message := range map[string]string{
+		`{"Rule":"r","Targets":[{"Id":"a","Arn":"arn:x","InputTransformer":{}}]}`: "1 validation error detected: Value null at 'targets.1.member.inputTransformer.inputTemplate' failed to satisfy constraint: Member must not be null",
+		`{"Rule":"r","Targets":[]}`: "1 validation error detected: Value '[]' at 'targets' failed to satisfy constraint: Member must have length greater than or equal to 1",
+	} {
+		if w := post(t, f.Sim, "events", "AWSEvents.PutTargets", body); !strings.Contains(w.Body.String(), message) {
+			t.Errorf("%s: %s", body, w.Body)
 		}
 	}
 }

@@ -20,7 +20,8 @@ import (
 //	range      least,most of a number
 //	pattern    a regular expression for the whole string
 //	enum       the values, separated by spaces
-//	each       least,most characters of every string of a list
+//	each       least,most characters of every string of a list; eachPattern and
+//	           eachEnum likewise
 //	sensitive  the value is not repeated in the message
 //
 // It reports all violations in one ValidationException with AWS's wording.
@@ -46,21 +47,48 @@ func walk(v reflect.Value, path string, found *[]string) {
 		if !field.IsExported() {
 			continue
 		}
-		member := path + lowerFirst(field.Name)
-		check(v.Field(i), field.Tag, member, found)
-		if value := v.Field(i); value.Kind() == reflect.Slice {
+		member, value := path+lowerFirst(field.Name), v.Field(i)
+		check(value, field.Tag, member, found)
+		switch {
+		case value.Kind() == reflect.Slice && value.Type().Elem().Kind() == reflect.Struct:
 			for n := range value.Len() {
-				element := fmt.Sprintf("%s.%d.member", member, n+1)
-				switch value.Index(n).Kind() {
-				case reflect.Struct:
-					walk(value.Index(n), element+".", found)
-				case reflect.String:
-					if each := field.Tag.Get("each"); each != "" {
-						check(value.Index(n), reflect.StructTag(`len:"`+each+`"`), element, found)
-					}
-				}
+				walk(value.Index(n), fmt.Sprintf("%s.%d.member.", member, n+1), found)
 			}
+		case value.Kind() == reflect.Slice && value.Type().Elem().Kind() == reflect.String:
+			checkEach(value, field.Tag, member, found)
+		case value.Kind() == reflect.Pointer && !value.IsNil() && value.Elem().Kind() == reflect.Struct:
+			walk(value.Elem(), member+".", found)
 		}
+	}
+}
+
+// checkEach checks the strings of a list. What is wrong with one is said of the
+// list, with all that its strings must satisfy.
+func checkEach(list reflect.Value, tag reflect.StructTag, path string, found *[]string) {
+	var constraints []string
+	var rules []string
+	if limits, ok := tag.Lookup("each"); ok {
+		least, most := bounds(limits)
+		constraints = append(constraints, fmt.Sprintf("Member must have length less than or equal to %d", most))
+		if least > 0 {
+			constraints = append(constraints, fmt.Sprintf("Member must have length greater than or equal to %d", least))
+		}
+		rules = append(rules, `len:"`+limits+`"`)
+	}
+	if pattern, ok := tag.Lookup("eachPattern"); ok {
+		constraints = append(constraints, "Member must satisfy regular expression pattern: "+pattern)
+		rules = append(rules, "pattern:"+strconv.Quote(pattern))
+	}
+	if enum, ok := tag.Lookup("eachEnum"); ok {
+		constraints = append(constraints, "Member must satisfy enum value set: ["+strings.Join(strings.Fields(enum), ", ")+"]")
+		rules = append(rules, `enum:"`+enum+`"`)
+	}
+	var wrong []string
+	for n := range list.Len() {
+		check(list.Index(n), reflect.StructTag(strings.Join(rules, " ")), path, &wrong)
+	}
+	if len(wrong) > 0 {
+		*found = append(*found, "Value '"+show(list)+"' at '"+path+"' failed to satisfy constraint: Member must satisfy constraint: ["+strings.Join(constraints, ", ")+"]")
 	}
 }
 
@@ -129,6 +157,9 @@ func show(v reflect.Value) string {
 		}
 		return show(v.Elem())
 	case reflect.Slice:
+		if v.IsNil() {
+			return "null"
+		}
 		if v.Type().Elem().Kind() == reflect.Uint8 {
 			return fmt.Sprintf("java.nio.HeapByteBuffer[pos=0 lim=%d cap=%[1]d]", v.Len())
 		}
@@ -165,12 +196,16 @@ func bounds(s string) (least, most int64) {
 
 var patterns sync.Map // string → *regexp.Regexp
 
+// javaEscape is a character as the models write it, whose expressions are Java's.
+var javaEscape = regexp.MustCompile(`\\u([0-9A-F]{4})`)
+
 // compiled returns the expression, anchored at both ends.
 func compiled(pattern string) *regexp.Regexp {
 	if re, ok := patterns.Load(pattern); ok {
 		return re.(*regexp.Regexp)
 	}
-	re, _ := patterns.LoadOrStore(pattern, regexp.MustCompile(`\A(?:`+pattern+`)\z`))
+	expression := javaEscape.ReplaceAllString(pattern, `\x{$1}`)
+	re, _ := patterns.LoadOrStore(pattern, regexp.MustCompile(`\A(?:`+expression+`)\z`))
 	return re.(*regexp.Regexp)
 }
 
