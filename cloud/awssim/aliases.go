@@ -103,7 +103,7 @@ func (c *call) updateAlias(in *aliasInput) (any, error) {
 		return nil, fail("ValidationException", "Alias %s cannot be changed from a CMK with key usage %s to a CMK with key usage %s. "+
 			"The key usage of the current CMK and the new CMK must be the same.", *in.AliasName, old.usage, k.usage)
 	}
-	if old.spec.kind != k.spec.kind {
+	if !old.spec.kind.sameType(k.spec.kind) {
 		return nil, fail("ValidationException", "Alias %s cannot be changed from a key of spec %s to a key of spec %s. "+
 			"The current key and the new key must be of the same type.", *in.AliasName, old.spec.name, k.spec.name)
 	}

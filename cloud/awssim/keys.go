@@ -50,6 +50,10 @@ const (
 
 func (k kind) asymmetric() bool { return k == rsaKey || k == eccKey }
 
+// sameType reports whether an alias may move between keys of the two kinds: both
+// symmetric, both asymmetric or both HMAC (API Reference, UpdateAlias).
+func (k kind) sameType(other kind) bool { return k == other || k.asymmetric() && other.asymmetric() }
+
 // A keySpec is what KMS calls by that name.
 type keySpec struct {
 	name        string
@@ -150,6 +154,9 @@ func (k *key) state() string {
 	}
 	return enabled
 }
+
+// ending reports whether the key is to be deleted.
+func (k *key) ending() bool { return !k.deletion.IsZero() || k.waiting }
 
 // complete reports whether all permanently associated material is there.
 func (k *key) complete() bool {

@@ -217,7 +217,9 @@ func (c *call) setDisabled(in *keyInput, to bool) (any, error) {
 	if err := k.require(withMaterial); err != nil {
 		return nil, err
 	}
-	k.disabled = to
+	if k.disabled = to; !to {
+		c.sim.catchUp(k, c.now)
+	}
 	return nil, nil
 }
 
@@ -259,7 +261,7 @@ func (c *call) cancelKeyDeletion(in *keyInput) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if k.deletion.IsZero() && !k.waiting {
+	if !k.ending() {
 		return nil, fail("KMSInvalidStateException", "%s is not pending deletion.", k.arn)
 	}
 	k.deletion, k.waiting, k.window, k.disabled = time.Time{}, false, 0, true

@@ -160,6 +160,17 @@ func TestAliases(t *testing.T) {
 	hmac := must[*kms.CreateKeyOutput](t)(f.kms.CreateKey(ctx, &kms.CreateKeyInput{KeySpec: types.KeySpecHmac256, KeyUsage: types.KeyUsageTypeGenerateVerifyMac})).KeyMetadata
 	_, err = f.kms.UpdateAlias(ctx, &kms.UpdateAliasInput{AliasName: aws.String("alias/app"), TargetKeyId: hmac.KeyId})
 	wantCode(t, err, "ValidationException")
+	signs := func(spec types.KeySpec) *string { return f.createAs(spec, types.KeyUsageTypeSignVerify, "").KeyId }
+	must[*kms.CreateAliasOutput](t)(f.kms.CreateAlias(ctx, &kms.CreateAliasInput{AliasName: aws.String("alias/signs"), TargetKeyId: signs(types.KeySpecEccNistP256)}))
+	for _, to := range []types.KeySpec{types.KeySpecRsa2048, types.KeySpecEccNistEdwards25519} { // all asymmetric, and of one usage
+		must[*kms.UpdateAliasOutput](t)(f.kms.UpdateAlias(ctx, &kms.UpdateAliasInput{AliasName: aws.String("alias/signs"), TargetKeyId: signs(to)}))
+	}
+	agrees := f.createAs(types.KeySpecEccNistP256, types.KeyUsageTypeKeyAgreement, "").KeyId
+	encrypts := f.createAs(types.KeySpecRsa2048, types.KeyUsageTypeEncryptDecrypt, "").KeyId
+	for name, target := range map[string]*string{"alias/signs": agrees, "alias/app": encrypts} { // of another usage, of another type
+		_, err = f.kms.UpdateAlias(ctx, &kms.UpdateAliasInput{AliasName: &name, TargetKeyId: target})
+		wantCode(t, err, "ValidationException")
+	}
 	for name, code := range map[string]string{
 		"alias/": "InvalidAliasNameException", "alias/aws/mine": "InvalidAliasNameException", "alias/a:b": "ValidationException", "alias/a b": "ValidationException",
 	} {

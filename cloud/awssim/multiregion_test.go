@@ -161,9 +161,35 @@ func TestAutomaticRotation(t *testing.T) {
 	if len(out.Rotations) != 2 || out.Rotations[0].RotationType != types.RotationTypeAutomatic {
 		t.Errorf("rotations %+v", out.Rotations)
 	}
+
+	// While it is disabled it is not rotated, and once when it is enabled again.
+	must[*kms.DisableKeyOutput](t)(f.kms.DisableKey(ctx, &kms.DisableKeyInput{KeyId: key.KeyId}))
+	f.Advance(200 * 24 * time.Hour)
+	if got := f.materials(*key.KeyId); len(got) != 3 {
+		t.Errorf("while it was disabled: materials %v", got)
+	}
+	must[*kms.EnableKeyOutput](t)(f.kms.EnableKey(ctx, &kms.EnableKeyInput{KeyId: key.KeyId}))
+	if got := f.materials(*key.KeyId); len(got) != 4 {
+		t.Errorf("after it was enabled: materials %v", got)
+	}
+	f.Advance(91 * 24 * time.Hour)
+	if got := f.materials(*key.KeyId); len(got) != 5 {
+		t.Errorf("a period later: materials %v", got)
+	}
+	// While it is to be deleted its status is false.
+	must[*kms.ScheduleKeyDeletionOutput](t)(f.kms.ScheduleKeyDeletion(ctx, &kms.ScheduleKeyDeletionInput{KeyId: key.KeyId}))
+	status = must[*kms.GetKeyRotationStatusOutput](t)(f.kms.GetKeyRotationStatus(ctx, &kms.GetKeyRotationStatusInput{KeyId: key.KeyId}))
+	if status.KeyRotationEnabled || status.NextRotationDate != nil {
+		t.Errorf("while it is to be deleted: %+v", status)
+	}
+	must[*kms.CancelKeyDeletionOutput](t)(f.kms.CancelKeyDeletion(ctx, &kms.CancelKeyDeletionInput{KeyId: key.KeyId}))
+	must[*kms.EnableKeyOutput](t)(f.kms.EnableKey(ctx, &kms.EnableKeyInput{KeyId: key.KeyId}))
+	if status = must[*kms.GetKeyRotationStatusOutput](t)(f.kms.GetKeyRotationStatus(ctx, &kms.GetKeyRotationStatusInput{KeyId: key.KeyId})); !status.KeyRotationEnabled {
+		t.Errorf("after that was cancelled: %+v", status)
+	}
 	must[*kms.DisableKeyRotationOutput](t)(f.kms.DisableKeyRotation(ctx, &kms.DisableKeyRotationInput{KeyId: key.KeyId}))
 	f.Advance(365 * 24 * time.Hour)
-	if got := f.materials(*key.KeyId); len(got) != 3 {
+	if got := f.materials(*key.KeyId); len(got) != 5 {
 		t.Errorf("materials %v", got)
 	}
 	_, err := f.kms.EnableKeyRotation(ctx, &kms.EnableKeyRotationInput{KeyId: key.KeyId, RotationPeriodInDays: aws.Int32(89)})

@@ -50,14 +50,28 @@ func (s *Sim) settleRotation(r *realm, k *key, now time.Time) {
 		s.rotate(k, k.ends, false)
 		k.started, k.ends = time.Time{}, time.Time{}
 	}
-	for k.period > 0 && !k.isReplica() && k.state() != pendingDeletion {
+	for k.period > 0 && !k.isReplica() && k.state() == enabled {
 		if now.Before(k.due) {
 			r.wake(k.due)
 			return
 		}
 		s.rotate(k, k.due, true)
-		k.due = k.due.AddDate(0, 0, k.period)
+		s.setPeriod(k, k.period, k.due.AddDate(0, 0, k.period))
 	}
+}
+
+// catchUp rotates a key that was disabled when that was due: once, and then it
+// goes on from now (API Reference, GetKeyRotationStatus).
+func (s *Sim) catchUp(k *key, now time.Time) {
+	if k.period == 0 || k.isReplica() {
+		return
+	}
+	due := k.due
+	if !now.Before(due) {
+		s.rotate(k, now, true)
+		due = now.AddDate(0, 0, k.period)
+	}
+	s.setPeriod(k, k.period, due)
 }
 
 // rotate makes new material current: KMS's own, or the pending one.
@@ -144,7 +158,7 @@ func (c *call) automaticKey(id string) (*key, error) {
 func (s *Sim) setPeriod(k *key, period int, due time.Time) {
 	for _, each := range s.related(k) {
 		each.period, each.due = period, due
-		s.realms[place{each.account, each.region}].wake(due)
+		s.realms[place{each.account, each.region}].wake(due) // the zero time is none
 	}
 }
 
@@ -159,12 +173,12 @@ func (c *call) getKeyRotationStatus(in *keyInput) (any, error) {
 	if k.state() == pendingImport {
 		return nil, k.requireOrigin(originKMS)
 	}
-	out := fields{"KeyId": k.arn, "KeyRotationEnabled": k.period > 0}
-	if k.period > 0 {
-		out["RotationPeriodInDays"] = k.period
-		if k.state() != pendingDeletion {
-			out["NextRotationDate"] = timestamp{k.due}
-		}
+	// A key that is to be deleted is not rotated, until that is cancelled (API
+	// Reference, GetKeyRotationStatus).
+	on := k.period > 0 && !k.ending()
+	out := fields{"KeyId": k.arn, "KeyRotationEnabled": on}
+	if on {
+		out["RotationPeriodInDays"], out["NextRotationDate"] = k.period, timestamp{k.due}
 	}
 	if !k.started.IsZero() {
 		out["OnDemandRotationStartDate"] = timestamp{k.started}
