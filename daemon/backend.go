@@ -484,7 +484,7 @@ func (t *token) status(ctx context.Context) control.HSMStatus {
 		s.Proofs = append(s.Proofs, control.HSMProof{Algorithm: p.Algorithm, Route: "CKM_RSA_PKCS_OAEP", Outcome: p.Outcome})
 	}
 	t.mu.Lock()
-	away := t.away
+	away, noted := t.away, t.noted
 	t.mu.Unlock()
 	switch {
 	case info.Hung:
@@ -495,6 +495,8 @@ func (t *token) status(ctx context.Context) control.HSMStatus {
 		s.State = "ready"
 	case s.LoginBlocked != "":
 		s.State = "login-blocked"
+	case !noted && info.Err == nil:
+		s.State = control.HSMConnecting
 	}
 	if info.Err != nil && s.Error == "" {
 		s.Error = control.String(info.Err.Error())

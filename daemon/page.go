@@ -24,7 +24,8 @@ const (
 	pageGroups    = 200
 	pageHealthy   = 50 // healthy groups; more are counted
 	pageTimelines = 20
-	pageJobs      = 20 // finished ones; those that have not are all there
+	pageJobs      = 20 // finished ones
+	pageOpen      = 50 // those that have not finished; more are counted
 	pageEvents    = 20
 
 	// pageTicks is how many dates the axis of a timeline has room for on a phone.
@@ -286,6 +287,7 @@ func (p *page) overview(r *http.Request) (string, any, error) {
 	}
 	control.SortWorstFirst(groups)
 	control.SortTimelines(timelines)
+	common := control.FindCommon(groups)
 	jobs, err := p.jobs(ctx, "")
 	if err != nil {
 		return "", nil, err
@@ -314,6 +316,18 @@ func (p *page) overview(r *http.Request) (string, any, error) {
 	if listed = min(listed, pageGroups); all {
 		listed = total
 	}
+	for i, g := range groups[:listed] {
+		groups[i].Problems = common.Others(g)
+	}
+	open := slices.IndexFunc(jobs, control.JobSummary.Final)
+	if open < 0 {
+		open = len(jobs)
+	}
+	waiting := 0 // jobs that are not listed
+	if !all && open > pageOpen {
+		waiting = open - pageOpen
+		jobs = slices.Delete(jobs, pageOpen, open)
+	}
 	drawn := len(timelines)
 	if !all {
 		drawn = min(drawn, pageTimelines)
@@ -321,13 +335,15 @@ func (p *page) overview(r *http.Request) (string, any, error) {
 	return "overview.tmpl", struct {
 		pageFrame
 		Counts           []stateCount
+		Common           control.CommonProblems
 		Groups           []control.GroupStatus
 		Total, NotListed int
 		Chart            chart
 		NotDrawn         int
 		Jobs             []control.JobSummary
+		MoreJobs         int
 		Events           []control.Event
-	}{frame, counts, groups[:listed], total, total - listed, newChart(timelines[:drawn], p.d.Now()), len(timelines) - drawn, jobs, events}, nil
+	}{frame, counts, common, groups[:listed], total, total - listed, newChart(timelines[:drawn], p.d.Now()), len(timelines) - drawn, jobs, waiting, events}, nil
 }
 
 func (p *page) group(r *http.Request) (string, any, error) {

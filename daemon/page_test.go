@@ -9,10 +9,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"byokd/cloud/awssim"
 	"byokd/daemon/control"
 	"byokd/daemon/jobstore"
 )
@@ -190,6 +192,83 @@ func TestPage(t *testing.T) {
 	}
 }
 
+// TestPageFoldsProblems: one cause that hits all groups is one line, whatever the
+// messages have of each group, and so it is on the page.
+func TestPageFoldsProblems(t *testing.T) {
+	const many = 12
+	w := newWorld(t)
+	address := freeAddress(t)
+	w.configure(fmt.Sprintf("[page]\nlisten = %q", address))
+	for i := range many {
+		w.group(fmt.Sprintf("g%02d", i), every, "")
+	}
+	w.start()
+	for i := range many {
+		w.untilGeneration(fmt.Sprintf("g%02d", i), 1)
+	}
+
+	// folded waits until each group has one of the problems, and returns the page.
+	folded := func(codes ...string) string {
+		t.Helper()
+		w.until("each group has the problem "+codes[0], func() bool {
+			groups, err := w.client.Status(t.Context())
+			return err == nil && !slices.ContainsFunc(groups, func(g control.GroupStatus) bool {
+				return !slices.ContainsFunc(g.Problems, func(p control.Problem) bool { return slices.Contains(codes, p.Code) })
+			})
+		})
+		groups, err := w.client.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		common := control.FindCommon(groups)
+		for _, g := range groups {
+			for _, p := range common.Others(g) {
+				t.Errorf("%s has a problem of its own: %s", g.Group, p)
+			}
+		}
+		resp, body := w.get("http://" + address + "/")
+		if resp.StatusCode != http.StatusOK {
+			t.Fatal(resp.Status, body)
+		}
+		for _, c := range common {
+			if !strings.Contains(body, fmt.Sprintf("<strong>%d groups</strong> <strong>%s</strong>", c.Groups, c.Code)) {
+				t.Errorf("the page does not tell that %s", c)
+			}
+		}
+		if n := strings.Count(body, `<strong>`+codes[0]+`</strong>`); n > 2 {
+			t.Errorf("the page tells %d times of %s:\n%v", n, codes[0], common)
+		}
+		for i := range many {
+			if !strings.Contains(body, fmt.Sprintf(">alias/g%02d<", i)) {
+				t.Errorf("the page has lost g%02d", i)
+			}
+		}
+		return body
+	}
+
+	w.faults(func(awssim.Request) *awssim.Fault { return &awssim.Fault{Drop: true} }, nil)
+	if _, err := w.client.Rotate(t.Context(), nil, true); err != nil {
+		t.Fatal(err)
+	}
+	folded("retrying")
+	if err := w.halt(); err != nil {
+		t.Fatal(err)
+	}
+
+	// A token that byokd does not find when it starts.
+	w.token.Label = "another"
+	w.configure(fmt.Sprintf("[page]\nlisten = %q", address))
+	w.start()
+	folded("hsm-unavailable")
+	if shots, run := os.Getenv("BYOKD_SCREENSHOTS"), inChromium(t); shots != "" && run != nil {
+		run("--window-size=1280,1900", "--screenshot="+filepath.Join(shots, "common.png"), "http://"+address+"/")
+		run("--window-size=500,1900", "--blink-settings=preferredColorScheme=0", "--screenshot="+filepath.Join(shots, "common-narrow-dark.png"), "http://"+address+"/")
+	}
+	if resp, body := w.get("http://" + address + "/groups/g03"); resp.StatusCode != http.StatusOK || !strings.Contains(body, "<strong>hsm-unavailable</strong>") {
+		t.Errorf("the group's own page does not have its problem (%s)", resp.Status)
+	}
+}
+
 // TestPageRefuses: other methods, and other names for this machine.
 func TestPageRefuses(t *testing.T) {
 	w, base := paged(t)
@@ -261,10 +340,8 @@ func TestPageLoopbackOnly(t *testing.T) {
 	}
 }
 
-// TestPageInChromium: a browser shows all of it, loads nothing from
-// elsewhere and finds nothing amiss. BYOKD_SCREENSHOTS names a folder
-// for pictures of the page.
-func TestPageInChromium(t *testing.T) {
+// inChromium returns a function that runs Chromium; nil: there is none.
+func inChromium(t *testing.T) func(args ...string) (stdout, stderr string) {
 	chromium := ""
 	for _, name := range []string{"chromium", "chromium-browser", "google-chrome"} {
 		if path, err := exec.LookPath(name); err == nil {
@@ -276,15 +353,9 @@ func TestPageInChromium(t *testing.T) {
 		if os.Getenv("CI") != "" {
 			t.Fatal("no Chromium is installed: .ci/setup does that with CI set")
 		}
-		t.Skip("NOT RUN: the status page was not looked at in a browser, there is no Chromium here: apt-get install chromium")
+		return nil
 	}
-	w, base := paged(t)
-	w.get(base + "/")
-	shots := os.Getenv("BYOKD_SCREENSHOTS")
-	if shots == "" {
-		shots = t.TempDir()
-	}
-	run := func(args ...string) (stdout, stderr string) {
+	return func(args ...string) (stdout, stderr string) {
 		t.Helper()
 		args = append([]string{"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
 			"--disable-component-update", "--disable-sync", "--hide-scrollbars", "--enable-logging=stderr", "--v=0",
@@ -296,6 +367,22 @@ func TestPageInChromium(t *testing.T) {
 			t.Fatalf("%s: %v\n%s", chromium, err, &errs)
 		}
 		return out.String(), errs.String()
+	}
+}
+
+// TestPageInChromium: a browser shows all of it, loads nothing from
+// elsewhere and finds nothing amiss. BYOKD_SCREENSHOTS names a folder
+// for pictures of the page.
+func TestPageInChromium(t *testing.T) {
+	run := inChromium(t)
+	if run == nil {
+		t.Skip("NOT RUN: the status page was not looked at in a browser, there is no Chromium here: apt-get install chromium")
+	}
+	w, base := paged(t)
+	w.get(base + "/")
+	shots := os.Getenv("BYOKD_SCREENSHOTS")
+	if shots == "" {
+		shots = t.TempDir()
 	}
 	for _, path := range []string{"/", "/groups/ledger"} {
 		dom, console := run("--dump-dom", base+path)

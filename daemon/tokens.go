@@ -55,6 +55,7 @@ type token struct {
 	since    time.Time // since when
 	checked  time.Time
 	there    bool // connected when last looked at
+	noted    bool // looked at since the start
 }
 
 func newTokens(d *Daemon, cfg *config.Config) *tokens {
@@ -227,7 +228,7 @@ func (t *token) note(ctx context.Context, err error) {
 		return
 	}
 	t.mu.Lock()
-	t.there = err == nil
+	t.there, t.noted = err == nil, true
 	t.mu.Unlock()
 	if hsm.WaitingFor(err) == lifecycle.WaitPIN || hsm.WaitingFor(err) == lifecycle.WaitConfig {
 		t.setAway(nil)

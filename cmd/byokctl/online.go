@@ -104,6 +104,8 @@ func (t *tool) checkTokens(ctx context.Context, cfg *config.Config, report func(
 		switch {
 		case h.LoginBlocked != "":
 			report(daemon.Finding{Subject: subject, State: daemon.FindingFailed, Message: fmt.Sprintf("byokd does not log in: %s; when the PIN is right: byokctl hsm --login %s", h.LoginBlocked, h.Name)})
+		case h.State == control.HSMConnecting:
+			report(daemon.Finding{Subject: subject, State: daemon.FindingUnknown, Message: "byokd has just begun to look for it: ask again"})
 		case h.Error != "" || !h.Connected:
 			report(daemon.Finding{Subject: subject, State: daemon.FindingFailed, Message: fmt.Sprintf("%s: %s", h.State, text(h.Error))})
 		case h.Algorithm == "" && len(h.Proofs) == 0:

@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"regexp"
-	"slices"
 	"strings"
 
 	"byokd/daemon/control"
@@ -18,10 +16,6 @@ const (
 	// manyHealthy is how many healthy groups are shown one by one unless they are
 	// asked for.
 	manyHealthy = 20
-
-	// shared is how many groups must have the same problem for it to be told once,
-	// above them.
-	shared = 3
 )
 
 func (t *tool) statusCommand() *cobra.Command {
@@ -74,9 +68,9 @@ func (t *tool) status(ctx context.Context, names []string, all bool) error {
 
 // status prints groups, worst first as they come, with notes on the daemon.
 func (s screen) status(groups []control.GroupStatus, notes []string, host string, all bool) error {
-	common := commonProblems(groups)
+	common := control.FindCommon(groups)
 	for _, p := range common {
-		notes = append(notes, fmt.Sprintf("%d groups have problem %s", p.groups, p.Problem))
+		notes = append(notes, p.String())
 	}
 	var head strings.Builder
 	if len(groups) > 0 {
@@ -109,10 +103,8 @@ func (s screen) status(groups []control.GroupStatus, notes []string, host string
 		for _, g := range listed {
 			table.row(oneLine(g.Group), g.State, number(g.Active.Generation), text(g.Active.KeyID),
 				minute(g.LastRotation), minute(g.NextRotation), expires(g))
-			for _, p := range g.Problems {
-				if !isCommon(common, g, p) {
-					table.note(p.String())
-				}
+			for _, p := range common.Others(g) {
+				table.note(p.String())
 			}
 		}
 		if err := table.printOn(s); err != nil {
@@ -130,7 +122,7 @@ func (s screen) status(groups []control.GroupStatus, notes []string, host string
 
 // worst is what is listed unless all are asked for: groups that are not healthy,
 // on a terminal as many as lines allow, and healthy ones where they are few.
-func (s screen) worst(groups []control.GroupStatus, common []commonProblem, lines int) []control.GroupStatus {
+func (s screen) worst(groups []control.GroupStatus, common control.CommonProblems, lines int) []control.GroupStatus {
 	healthy := 0
 	for _, g := range groups {
 		if isHealthy(g) {
@@ -143,10 +135,8 @@ func (s screen) worst(groups []control.GroupStatus, common []commonProblem, line
 			break
 		}
 		lines--
-		for _, p := range g.Problems {
-			if !isCommon(common, g, p) {
-				lines -= 1 + strings.Count(s.wrap(oneLine(p.String()), 2), "\n")
-			}
+		for _, p := range common.Others(g) {
+			lines -= 1 + strings.Count(s.wrap(oneLine(p.String()), 2), "\n")
 		}
 		if s.live && listed > 0 && lines < 0 {
 			break
@@ -192,60 +182,6 @@ func expires(g control.GroupStatus) string {
 		return "never"
 	}
 	return minute(g.Active.ValidTo)
-}
-
-// A commonProblem is one that several groups have.
-type commonProblem struct {
-	control.Problem // as it is told of all of them
-	groups          int
-}
-
-// ofGroup are those parts of a problem's message that are the group's own: IDs of
-// jobs and keys, and times.
-var ofGroup = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z`)
-
-// general is a problem as it is told of all groups that have it.
-func general(g control.GroupStatus, p control.Problem) control.Problem {
-	if g.Alias != "" {
-		p.Message = strings.ReplaceAll(p.Message, string(g.Alias), "alias/...")
-	}
-	p.Message = ofGroup.ReplaceAllString(p.Message, "...")
-	return p
-}
-
-// commonProblems are those that are told once for all their groups.
-func commonProblems(groups []control.GroupStatus) []commonProblem {
-	type key struct{ code, message string }
-	count := make(map[key]*commonProblem)
-	var order []*commonProblem
-	for _, g := range groups {
-		seen := make(map[key]bool)
-		for _, p := range g.Problems {
-			p = general(g, p)
-			k := key{p.Code, p.Message}
-			if count[k] == nil {
-				count[k] = &commonProblem{Problem: p}
-				order = append(order, count[k])
-			}
-			if !seen[k] {
-				seen[k] = true
-				count[k].groups++
-			}
-		}
-	}
-	var common []commonProblem
-	for _, p := range order {
-		if p.groups >= shared {
-			common = append(common, *p)
-		}
-	}
-	return common
-}
-
-// isCommon reports whether a problem of a group is told above the groups.
-func isCommon(common []commonProblem, g control.GroupStatus, p control.Problem) bool {
-	p = general(g, p)
-	return slices.ContainsFunc(common, func(c commonProblem) bool { return c.Code == p.Code && c.Message == p.Message })
 }
 
 // statusCheck fails where a person must act. It prints nothing else.

@@ -542,6 +542,10 @@ type Difference struct {
 	Since      Time   `json:"since"` // when it was first seen
 }
 
+// HSMConnecting is the state of a token that byokd has not reached yet since its
+// start, and that it has not missed either.
+const HSMConnecting = "connecting"
+
 // An HSMStatus is one token as `byokctl hsm` shows it.
 type HSMStatus struct {
 	Name          string         `json:"name"`   // of the [hsm.NAME] table
@@ -552,7 +556,7 @@ type HSMStatus struct {
 	TokenModel    String         `json:"token_model"`
 	TokenFirmware String         `json:"token_firmware"`
 	Connected     bool           `json:"connected"`
-	State         string         `json:"state"`     // a word, e.g. "ready" or "unavailable"
+	State         string         `json:"state"`     // a word, e.g. "ready", [HSMConnecting] or "unavailable"
 	Algorithm     String         `json:"algorithm"` // KMS's name; null: none is proven
 	Proofs        List[HSMProof] `json:"proofs"`
 	Error         String         `json:"error"`

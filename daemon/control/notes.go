@@ -1,6 +1,9 @@
 package control
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // manyWaiting is how many events may wait for a hook before it is told of.
 const manyWaiting = 10
@@ -39,12 +42,26 @@ func (d DaemonStatus) Notes() []string {
 	for _, p := range d.Problems {
 		notes = append(notes, p.String())
 	}
+	type place struct{ url, region string }
+	services := make(map[place][]string)
+	var places []place
 	for _, e := range d.Endpoints {
-		where := ""
-		if e.Region != "" {
-			where = " in " + string(e.Region)
+		p := place{e.URL, string(e.Region)}
+		if services[p] == nil {
+			places = append(places, p)
 		}
-		note("endpoint of %s%s is overridden: %s", e.Service, where, e.URL)
+		services[p] = append(services[p], e.Service)
+	}
+	for _, p := range places {
+		of := services[p]
+		what, is, where := "endpoint", "is", ""
+		if len(of) > 1 {
+			what, is = "endpoints", "are"
+		}
+		if p.region != "" {
+			where = " in " + p.region
+		}
+		note("%s of %s%s %s overridden: %s", what, strings.Join(of, ", "), where, is, p.url)
 	}
 	return notes
 }
