@@ -209,9 +209,7 @@ func (s *Sim) Advance(d time.Duration) {
 	s.mu.Lock()
 	s.offset += d
 	s.mu.Unlock()
-	if err := s.save(); err != nil {
-		s.options.Log.Error("the state could not be saved", "error", err)
-	}
+	s.saveOrLog()
 }
 
 // realm returns what the account has in the Region, with all that has expired

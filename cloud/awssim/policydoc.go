@@ -150,12 +150,7 @@ func (s *Sim) DeletePrincipal(arn string) (uniqueID string) {
 	}
 	uniqueID = userID(prefix, arn)
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.deleted[arn] = true
-	delete(s.policies, arn)
-	delete(s.roles, arn)
-	maps.DeleteFunc(s.credentials, func(_ string, c Credential) bool { return c.ARN == arn })
-	maps.DeleteFunc(s.sessions, func(_ string, each *session) bool { return each.role == arn })
+	s.delete(arn)
 	for _, r := range s.realms {
 		for _, k := range r.keys {
 			p := k.parsedPolicy()
@@ -174,5 +169,16 @@ func (s *Sim) DeletePrincipal(arn string) (uniqueID string) {
 			k.policy = p.rewritten(k.region)
 		}
 	}
+	s.mu.Unlock()
+	s.saveOrLog()
 	return uniqueID
+}
+
+// delete lets a principal be no more.
+func (s *Sim) delete(arn string) {
+	s.deleted[arn] = true
+	delete(s.policies, arn)
+	delete(s.roles, arn)
+	maps.DeleteFunc(s.credentials, func(_ string, c Credential) bool { return c.ARN == arn })
+	maps.DeleteFunc(s.sessions, func(_ string, each *session) bool { return each.role == arn })
 }

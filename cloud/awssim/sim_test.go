@@ -609,6 +609,19 @@ func TestDeletion(t *testing.T) {
 	if got := f.describe(*key.KeyId).KeyState; got != types.KeyStateDisabled {
 		t.Errorf("after cancelling the key is %s", got)
 	}
+	// Without material it is pending import again, and an import enables it.
+	empty, material := f.imported()
+	must[*kms.DeleteImportedKeyMaterialOutput](t)(f.kms.DeleteImportedKeyMaterial(ctx, &kms.DeleteImportedKeyMaterialInput{KeyId: empty.KeyId}))
+	must[*kms.ScheduleKeyDeletionOutput](t)(f.kms.ScheduleKeyDeletion(ctx, &kms.ScheduleKeyDeletionInput{KeyId: empty.KeyId}))
+	must[*kms.CancelKeyDeletionOutput](t)(f.kms.CancelKeyDeletion(ctx, &kms.CancelKeyDeletionInput{KeyId: empty.KeyId}))
+	if got := f.describe(*empty.KeyId).KeyState; got != types.KeyStatePendingImport {
+		t.Errorf("after cancelling the key without material is %s", got)
+	}
+	must[*kms.ImportKeyMaterialOutput](t)(f.importInto(*empty.KeyId, material, func(*kms.ImportKeyMaterialInput) {}))
+	if got := f.describe(*empty.KeyId).KeyState; got != types.KeyStateEnabled {
+		t.Errorf("with its material again the key is %s", got)
+	}
+
 	must[*kms.ScheduleKeyDeletionOutput](t)(f.kms.ScheduleKeyDeletion(ctx, &kms.ScheduleKeyDeletionInput{KeyId: key.KeyId, PendingWindowInDays: aws.Int32(7)}))
 	f.Advance(7 * 24 * time.Hour)
 	_, err := f.kms.DescribeKey(ctx, &kms.DescribeKeyInput{KeyId: key.KeyId})

@@ -10,8 +10,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -61,6 +63,13 @@ func (s *Sim) save() error {
 	return nil
 }
 
+// saveOrLog writes the state after a change that no request has made.
+func (s *Sim) saveOrLog() {
+	if err := s.save(); err != nil {
+		s.options.Log.Error("the state could not be saved", "error", err)
+	}
+}
+
 func writeAtomically(name string, b []byte) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(name), filepath.Base(name)+".*") // mode 0600
 	if err != nil {
@@ -108,6 +117,14 @@ type savedState struct {
 	Sessions []savedSession
 	Places   []savedPlace
 	Events   []Event
+	Deleted  []string // principals, by ARN
+
+	Deliveries []savedDelivery
+}
+
+type savedDelivery struct {
+	Delivery
+	Of Event
 }
 
 type savedSession struct {
@@ -154,6 +171,12 @@ type savedKey struct {
 	Pending                                      *savedMaterial
 	Spent                                        map[string]time.Time // by import token, in base64
 	Grants                                       []savedGrant
+	LastUse                                      *savedUse
+}
+
+type savedUse struct {
+	Operation, RequestID, EventID string
+	At                            time.Time
 }
 
 type savedMaterial struct {
@@ -179,6 +202,10 @@ func (s *Sim) state() savedState {
 			Secret: each.secret, Token: each.token, Expires: each.expires,
 		})
 	}
+	for _, d := range s.deliveries {
+		st.Deliveries = append(st.Deliveries, savedDelivery{d, d.Event})
+	}
+	st.Deleted = slices.Sorted(maps.Keys(s.deleted))
 	for p, r := range s.realms {
 		sp := savedPlace{Account: p.account, Region: p.region, Aliases: make(map[string]savedAlias)}
 		for _, k := range r.keys {
@@ -221,6 +248,9 @@ func (k *key) save() savedKey {
 			sk.Materials = append(sk.Materials, sm)
 		}
 	}
+	if u := k.lastUse; u != nil {
+		sk.LastUse = &savedUse{u.operation, u.requestID, u.eventID, u.at}
+	}
 	for token, expires := range k.spent {
 		sk.Spent[base64.StdEncoding.EncodeToString([]byte(token))] = expires
 	}
@@ -247,6 +277,13 @@ func (s *Sim) restore(b []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.offset, s.tokenKey, s.events = st.Offset, st.TokenKey, st.Events
+	for _, d := range st.Deliveries {
+		d.Event = d.Of
+		s.deliveries = append(s.deliveries, d.Delivery)
+	}
+	for _, arn := range st.Deleted {
+		s.delete(arn)
+	}
 	if err := s.pairs.restore(st.Pairs); err != nil {
 		return err
 	}
@@ -259,7 +296,6 @@ func (s *Sim) restore(b []byte) error {
 	now := s.now()
 	for _, sp := range st.Places {
 		r := s.realm(place{sp.Account, sp.Region}, now)
-		r.next = now // settle looks at everything when it is next asked
 		for _, sk := range sp.Keys {
 			k, err := sk.restore(r.place)
 			if err != nil {
@@ -287,6 +323,11 @@ func (s *Sim) restore(b []byte) error {
 			}
 			r.buses[b.name] = b
 		}
+	}
+	// What was due meanwhile happens when somebody next asks, and not before all
+	// Regions are there: related keys act together.
+	for _, r := range s.realms {
+		r.next = now
 	}
 	return nil
 }
@@ -322,6 +363,9 @@ func (sk savedKey) restore(p place) (*key, error) {
 			return nil, err
 		}
 		k.pending = m
+	}
+	if u := sk.LastUse; u != nil {
+		k.lastUse = &keyUse{operation: u.Operation, requestID: u.RequestID, eventID: u.EventID, at: u.At}
 	}
 	for token, expires := range sk.Spent {
 		b, err := base64.StdEncoding.DecodeString(token)

@@ -59,6 +59,15 @@ func TestState(t *testing.T) {
 	if diff := cmp.Diff(f.Events(), g.Events()); diff != "" {
 		t.Errorf("events (-before +after):\n%s", diff)
 	}
+	if diff := cmp.Diff(f.Deliveries(), g.Deliveries()); diff != "" || len(g.Deliveries()) != 1 {
+		t.Errorf("deliveries (-before +after):\n%s", diff)
+	}
+	usage := func(f *fixture) *types.KeyLastUsageData {
+		return must[*kms.GetKeyLastUsageOutput](t)(f.kms.GetKeyLastUsage(ctx, &kms.GetKeyLastUsageInput{KeyId: key.KeyId})).KeyLastUsage
+	}
+	if was, is := usage(f), usage(g); is.Operation != types.KeyLastUsageTrackingOperationEncrypt || !is.Timestamp.Equal(*was.Timestamp) || *is.KmsRequestId != *was.KmsRequestId {
+		t.Errorf("last used %+v, and after %+v", was, is)
+	}
 	if d := g.Now().Sub(f.Now()).Abs(); d > time.Minute {
 		t.Errorf("the clocks differ by %v", d)
 	}
@@ -77,7 +86,7 @@ func TestState(t *testing.T) {
 	}
 	must[*kms.ListKeysOutput](t)(g.with(*session.AccessKeyId, *session.SecretAccessKey, *session.SessionToken, region).kms.ListKeys(ctx, &kms.ListKeysInput{}))
 	g.put("Two", `{}`, "")
-	if n := len(g.Deliveries()); n != 1 {
+	if n := len(g.Deliveries()); n != 2 {
 		t.Errorf("%d deliveries", n)
 	}
 	g.Advance(7 * 24 * time.Hour)
@@ -92,6 +101,56 @@ func TestState(t *testing.T) {
 		if _, err := awssim.Open(awssim.Options{}, file); err == nil || !strings.Contains(err.Error(), file) {
 			t.Errorf("%q: %v", broken, err)
 		}
+	}
+}
+
+// TestStateOfRelatedKeys lets a rotation and a waiting period end while the
+// simulator does not run: what belongs together must act together, in whatever
+// order the Regions are read.
+func TestStateOfRelatedKeys(t *testing.T) {
+	ctx := t.Context()
+	for range 8 { // the order is another one each time
+		file := filepath.Join(t.TempDir(), "state.json")
+		now := time.Now()
+		open := func() *fixture {
+			t.Helper()
+			o := awssim.Options{Pairs: pairs, RotationTime: time.Minute, Now: func() time.Time { return now }}
+			return serve(t, must[*awssim.Sim](t)(awssim.Open(o, file)))
+		}
+		here := open()
+		at := func(f *fixture) *fixture { return f.with("AKIAEXAMPLE", "secret", "", "eu-west-1") }
+		create := func() *string {
+			key := must[*kms.CreateKeyOutput](t)(here.kms.CreateKey(ctx, &kms.CreateKeyInput{MultiRegion: aws.Bool(true)})).KeyMetadata
+			must[*kms.ReplicateKeyOutput](t)(here.kms.ReplicateKey(ctx, &kms.ReplicateKeyInput{KeyId: key.KeyId, ReplicaRegion: aws.String("eu-west-1")}))
+			return key.KeyId
+		}
+		rotated, ending := create(), create()
+		for _, f := range []*fixture{here, at(here)} { // the primary, which waits, and its replica
+			must[*kms.ScheduleKeyDeletionOutput](t)(f.kms.ScheduleKeyDeletion(ctx, &kms.ScheduleKeyDeletionInput{KeyId: ending, PendingWindowInDays: aws.Int32(7)}))
+		}
+		must[*kms.RotateKeyOnDemandOutput](t)(here.kms.RotateKeyOnDemand(ctx, &kms.RotateKeyOnDemandInput{KeyId: rotated}))
+		now = now.Add(8 * 24 * time.Hour)
+		here = open()
+		if a, b := here.describe(*rotated).CurrentKeyMaterialId, at(here).describe(*rotated).CurrentKeyMaterialId; *a != *b {
+			t.Errorf("after the rotation the primary has %s, the replica %s", *a, *b)
+		}
+		if state := here.describe(*ending).KeyState; state != types.KeyStatePendingDeletion {
+			t.Errorf("after its replica went the primary is %s", state)
+		}
+	}
+}
+
+// TestDeletedStaysDeleted checks that who is gone does not come back with a
+// restart, though the options still name them.
+func TestDeletedStaysDeleted(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "state.json")
+	o := known
+	o.Pairs = pairs
+	f := serve(t, must[*awssim.Sim](t)(awssim.Open(o, file)))
+	f.DeletePrincipal("arn:aws:iam::123456789012:user/ann")
+	for _, f := range []*fixture{f, serve(t, must[*awssim.Sim](t)(awssim.Open(o, file)))} {
+		_, err := f.with("AKIAKNOWN", "right", "", region).kms.ListKeys(t.Context(), &kms.ListKeysInput{})
+		wantCode(t, err, "UnrecognizedClientException")
 	}
 }
 
