@@ -274,6 +274,38 @@ func TestDiskFullAtStart(t *testing.T) {
 	w.checkKeys(map[string]int{"payments": 2})
 }
 
+// Twice in a row the disk is full when the token has answered a login: byokd knows
+// all the same how these logins ended, and goes on by itself.
+func TestDiskFullInLogin(t *testing.T) {
+	w := newWorld(t)
+	w.mountState(6 << 20)
+	faults := hsmtest.NewFaults()
+	var login, closed atomic.Int64 // which one, and sessions closed since
+	faults.Set(func(op string, n int) (bool, uint) {
+		switch {
+		case op == "C_Login" && n <= 2:
+			w.fill()
+			closed.Store(0)
+			login.Store(int64(n))
+		case op == "C_CloseSession":
+			closed.Add(1)
+		}
+		return true, pkcs11.CKR_OK
+	})
+	w.hsm = []hsm.Option{hsm.WithLibrary(faults.Wrap)}
+	w.group("payments", every, "")
+	w.start()
+	for n := range int64(2) {
+		w.until("a login", func() bool { return login.Load() == n+1 })
+		w.until("it is given up, since its result cannot be stored", func() bool { return closed.Load() > 0 })
+		w.empty()
+	}
+	w.untilGeneration("payments", 1)
+	if n, want := w.logins(), faults.Calls("C_Login"); n != want {
+		t.Errorf("the database knows of %d logins, and there were %d", n, want)
+	}
+}
+
 // A database that is not what it was: byokd does not start on it, exits with 78
 // and says what to do. Nothing is made.
 func TestDamagedDatabase(t *testing.T) {

@@ -50,6 +50,7 @@ type token struct {
 
 	mu       sync.Mutex
 	login    int64     // the attempt being recorded
+	unstored string    // its result, which the database has not taken yet; "": none
 	identity string    // of the PIN file when a login was last refused or tried
 	away     error     // why the token is unavailable; nil: it is there, or nobody has looked
 	since    time.Time // since when
@@ -115,6 +116,9 @@ func fileIdentity(path string) string {
 // Before is called before each C_Login: it refuses one that could lock the
 // token, and has the database know of the others before the token does.
 func (t *token) Before(ctx context.Context, flags hsm.TokenFlags) error {
+	if err := t.storeResult(ctx); err != nil {
+		return fmt.Errorf("record the login before this one: %w", err)
+	}
 	identity := t.pinIdentity()
 	logins, err := t.d.store.Logins(ctx, t.name, 2)
 	if err != nil {
@@ -147,11 +151,9 @@ func loginBlocked(logins []jobstore.Login, identity string, flags hsm.TokenFlags
 	return ""
 }
 
-// After is called with the result of each C_Login.
+// After is called with the result of each C_Login. One that the database does not
+// take, on a full disk, is kept in mind: byokd has not died in that login.
 func (t *token) After(ctx context.Context, err error) error {
-	t.mu.Lock()
-	id := t.login
-	t.mu.Unlock()
 	result := jobstore.LoginOK
 	switch {
 	case hsm.WaitingFor(err) == lifecycle.WaitPIN:
@@ -162,7 +164,28 @@ func (t *token) After(ctx context.Context, err error) error {
 	case err != nil:
 		result = jobstore.LoginError
 	}
-	return t.d.store.EndLogin(ctx, id, result)
+	t.mu.Lock()
+	t.unstored = result
+	t.mu.Unlock()
+	return t.storeResult(ctx)
+}
+
+// storeResult records the result of the last login, if that is still to be done.
+func (t *token) storeResult(ctx context.Context) error {
+	t.mu.Lock()
+	id, result := t.login, t.unstored
+	t.mu.Unlock()
+	if result == "" {
+		return nil
+	}
+	// Not found: it was recorded although an error was returned.
+	if err := t.d.store.EndLogin(ctx, id, result); err != nil && !errors.Is(err, jobstore.ErrNotFound) {
+		return err
+	}
+	t.mu.Lock()
+	t.unstored = ""
+	t.mu.Unlock()
+	return nil
 }
 
 // run looks at the tokens until ctx ends. It connects to those that are not
