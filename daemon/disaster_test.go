@@ -165,7 +165,7 @@ func (w *world) objects() map[string]int {
 	modules := hsm.NewModules(slog.New(slog.DiscardHandler))
 	defer modules.Close(context.Background())
 	token := modules.Token(hsm.Config{Name: "test", Module: w.token.Module, TokenLabel: w.token.Label, PIN: w.token.UserPIN})
-	refs, err := token.List(w.t.Context(), "byokd/")
+	refs, err := token.List(w.t.Context(), "byokd/", 0)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -618,7 +618,7 @@ func TestHSMFailsUnderRotations(t *testing.T) {
 		attempts int
 	}{
 		{"C_WrapKey", pkcs11.CKR_SESSION_HANDLE_INVALID, false, 1},
-		{"C_FindObjectsInit", pkcs11.CKR_SESSION_CLOSED, false, 1},
+		{"C_GetAttributeValue", pkcs11.CKR_SESSION_CLOSED, false, 1},
 		{"C_WrapKey", pkcs11.CKR_USER_NOT_LOGGED_IN, false, 1},
 		{"C_WrapKey", pkcs11.CKR_DEVICE_ERROR, false, 1},
 		{"C_GenerateKey", pkcs11.CKR_DEVICE_ERROR, true, 1},

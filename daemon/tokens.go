@@ -452,8 +452,8 @@ func (h engineHSM) Find(ctx context.Context, label string, id []byte) error {
 	return hsmFault(h.t.Find(ctx, hsm.KeyRef{Label: label, ID: id}))
 }
 
-func (h engineHSM) List(ctx context.Context, prefix string) ([]lifecycle.HSMKey, error) {
-	refs, err := h.t.List(ctx, prefix)
+func (h engineHSM) List(ctx context.Context, prefix string, age time.Duration) ([]lifecycle.HSMKey, error) {
+	refs, err := h.t.List(ctx, prefix, age)
 	keys := make([]lifecycle.HSMKey, len(refs))
 	for i, ref := range refs {
 		keys[i] = lifecycle.HSMKey(ref)

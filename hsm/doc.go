@@ -14,6 +14,13 @@
 // to one by default: many crash or err when used in parallel, whatever they
 // promise.
 //
+// # Tokens with many objects
+//
+// To search a token takes as long as it has objects. A Token keeps the handles of
+// the keys that it has made or found, as long as its login lasts, so that to make,
+// find, wrap and destroy a key of its own takes the same calls on a full token as
+// on an empty one. [Token.List] reads all of them, and shares what it read.
+//
 // # Recovery
 //
 // What goes wrong is mended with the least that may help, and the operation

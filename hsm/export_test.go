@@ -1,6 +1,9 @@
 package hsm
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // What the tests look at from outside.
 var ParseWrappingKey = parseWrappingKey
@@ -22,6 +25,7 @@ func (t *Token) Encrypt(ctx context.Context, ref KeyRef, block []byte) (out []by
 			return err
 		}
 		out, err = s.encryptBlock(key, block)
+		s.doubt(ref, err)
 		return err
 	})
 	return out, err
@@ -37,6 +41,23 @@ func (t *Token) GenerateUnchecked(ctx context.Context, ref KeyRef, overrides map
 		_, err := s.generate(template)
 		return err
 	})
+}
+
+// Forget forgets what is known of the token's keys.
+func (t *Token) Forget() {
+	if conn := t.live(); conn != nil {
+		conn.objects.mu.Lock()
+		defer conn.objects.mu.Unlock()
+		conn.objects.handles, conn.objects.list, conn.objects.at = nil, nil, time.Time{}
+	}
+}
+
+// Swap has the handles that are known of two keys change places.
+func (t *Token) Swap(a, b KeyRef) {
+	o := &t.live().objects
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.handles[string(a.ID)], o.handles[string(b.ID)] = o.handles[string(b.ID)], o.handles[string(a.ID)]
 }
 
 // Name returns the name of a CK_RV.

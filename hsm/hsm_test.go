@@ -167,7 +167,7 @@ func checkLife(t *testing.T, token *hsm.Token) {
 
 func checkList(t *testing.T, token *hsm.Token, prefix string, want ...hsm.KeyRef) {
 	t.Helper()
-	got, err := token.List(t.Context(), prefix)
+	got, err := token.List(t.Context(), prefix, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

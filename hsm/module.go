@@ -72,6 +72,7 @@ func (ms *Modules) Token(cfg Config) *Token {
 		cfg:        cfg,
 		modules:    ms,
 		connecting: make(chan struct{}, 1),
+		listing:    make(chan struct{}, 1),
 		hung:       make(chan struct{}),
 		errors:     make(map[string]uint64),
 	}

@@ -60,6 +60,7 @@ func TestRecovery(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			token := newFaultyToken(t)
+			token.Forget() // so that the key is searched for
 			inits := token.faults.Calls("C_Initialize")
 			token.faults.Fail(tt.op, tt.code, tt.times)
 			checkWrap(t, token.Token, token.ref, 2048)
@@ -84,6 +85,7 @@ func TestRecovery(t *testing.T) {
 // module is not initialised again and again.
 func TestRecoveryEnds(t *testing.T) {
 	token := newFaultyToken(t, hsm.WithReinitEvery(time.Hour))
+	token.Forget()
 	token.faults.Fail("C_FindObjectsInit", pkcs11.CKR_DEVICE_ERROR, 1000)
 	err := token.Find(t.Context(), token.ref)
 	if !errorIs(err, hsm.ErrTokenUnavailable, hsm.Transient) || !errors.Is(err, pkcs11.Error(pkcs11.CKR_DEVICE_ERROR)) {
@@ -204,14 +206,19 @@ func TestGenerateUnknown(t *testing.T) {
 	}
 }
 
-// A token that reports success and keeps nothing is found out.
+// A token that reports success and keeps nothing is found out: neither the handle
+// that it gave out nor a search leads to the key in a fresh session.
 func TestGeneratedKeyGone(t *testing.T) {
 	token := newFaultyToken(t)
-	finds, lost := 0, false
+	sessions, finds, lost := 0, 0, false
 	token.faults.Set(func(op string, _ int) (bool, uint) {
 		switch {
 		case op == "C_GenerateKey":
 			lost = true
+		case op == "C_OpenSession" && lost:
+			sessions++
+		case op == "C_GetAttributeValue" && sessions > 0:
+			return false, pkcs11.CKR_OBJECT_HANDLE_INVALID
 		case op == "C_FindObjects" && lost:
 			finds++
 			return false, pkcs11.CKR_OK // nothing found
@@ -219,8 +226,8 @@ func TestGeneratedKeyGone(t *testing.T) {
 		return true, pkcs11.CKR_OK
 	})
 	err := token.GenerateAES(t.Context(), newKey("byokd/x/2"))
-	if !errorIs(err, hsm.ErrTokenUnavailable, hsm.Unknown) || finds != 1 {
-		t.Errorf("%s: %v", hsm.ClassOf(err), err)
+	if !errorIs(err, hsm.ErrTokenUnavailable, hsm.Unknown) || sessions != 1 || finds != 1 {
+		t.Errorf("%s after %d sessions and %d searches: %v", hsm.ClassOf(err), sessions, finds, err)
 	}
 }
 
@@ -406,7 +413,7 @@ func TestContextLimitsTheWait(t *testing.T) {
 	token := ms.Token(config(tok))
 	ref := mustGenerate(t, token, "byokd/x/1")
 
-	hanging, release := faults.Hang("C_FindObjectsInit")
+	hanging, release := faults.Hang("C_OpenSession")
 	found := make(chan error, 1)
 	go func() { found <- token.Find(context.Background(), ref) }()
 	<-hanging

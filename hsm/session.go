@@ -14,8 +14,9 @@ const (
 )
 
 // A session is a PKCS#11 session for one operation. It is used by one goroutine
-// and closed after it, never pooled: opening one costs microseconds, and
-// closing it removes the session objects that an error left behind.
+// and closed after it, never pooled: opening one costs microseconds, closing it
+// removes the session objects that it made, and a session that was open before
+// the token lost its storage tells less than a fresh one.
 type session struct {
 	t    *Token
 	m    *module
@@ -103,16 +104,24 @@ func (s *session) destroy(o pkcs11.ObjectHandle) error {
 	return s.run("C_DestroyObject", func(lib Library) error { return lib.DestroyObject(s.h, o) })
 }
 
-// attribute reads one attribute. Asked for several, a module may give none of
-// them because of one.
-func (s *session) attribute(o pkcs11.ObjectHandle, typ uint) ([]byte, error) {
+// attributes reads attributes of an object. One that the object does not have
+// makes all of them an error.
+func (s *session) attributes(o pkcs11.ObjectHandle, types ...uint) ([][]byte, error) {
+	template := make([]*pkcs11.Attribute, len(types))
+	for i, typ := range types {
+		template[i] = pkcs11.NewAttribute(typ, nil)
+	}
 	as, err := ask(s, "C_GetAttributeValue", func(lib Library) ([]*pkcs11.Attribute, error) {
-		return lib.GetAttributeValue(s.h, o, []*pkcs11.Attribute{pkcs11.NewAttribute(typ, nil)})
+		return lib.GetAttributeValue(s.h, o, template)
 	})
 	if err != nil {
 		return nil, err
 	}
-	return as[0].Value, nil
+	values := make([][]byte, len(types))
+	for i := range types {
+		values[i] = as[i].Value
+	}
+	return values, nil
 }
 
 // objects returns the handles of the objects that match, at most limit of them

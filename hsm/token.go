@@ -160,6 +160,7 @@ type Token struct {
 	modules *Modules
 
 	connecting chan struct{} // held by whoever connects
+	listing    chan struct{} // held by whoever lists all keys
 	hung       chan struct{} // closed when a call hangs
 	hungOnce   sync.Once
 
@@ -178,6 +179,7 @@ type connection struct {
 	generation int
 	slot       uint
 	login      pkcs11.SessionHandle // keeps the login; does nothing else
+	objects    objects              // what is known of the token's keys
 
 	// Guarded by the token's mu.
 	readWrite bool   // the token can do nothing in read-only sessions
@@ -190,13 +192,28 @@ var errStale = errors.New("connection is of an older generation")
 // Connect connects to the token unless it is connected, and proves a wrapping
 // algorithm unless that is done.
 func (t *Token) Connect(ctx context.Context) error {
-	_, err := t.Algorithm(ctx)
+	_, err := t.prove(ctx)
 	return err
 }
 
 // Algorithm returns the wrapping algorithm, in KMS's words, that a self-test
-// has proven in this connection. [ErrNoAlgorithm] names what was tried.
+// has proven in this connection. Once that is done the token is not asked.
+// [ErrNoAlgorithm] names what was tried.
 func (t *Token) Algorithm(ctx context.Context) (string, error) {
+	if conn := t.live(); conn != nil {
+		t.mu.Lock()
+		algorithm := conn.algorithm
+		t.mu.Unlock()
+		if algorithm != "" {
+			return algorithm, nil
+		}
+	}
+	return t.prove(ctx)
+}
+
+// prove opens a session and returns the wrapping algorithm that is proven in its
+// connection.
+func (t *Token) prove(ctx context.Context) (string, error) {
 	var algorithm string
 	err := t.do(ctx, readOnly, func(s *session) (err error) {
 		algorithm, err = s.proven()
@@ -446,6 +463,21 @@ func (t *Token) connect(ctx context.Context, m *module) (*connection, error) {
 	}
 	t.conn = conn
 	return conn, nil
+}
+
+// live returns the connection if its handles are good; nil: there is none.
+func (t *Token) live() *connection {
+	t.mu.Lock()
+	m, closed := t.module, t.closed
+	t.mu.Unlock()
+	if m == nil || closed || m.hungErr() != nil {
+		return nil
+	}
+	generation, ok := m.current()
+	if !ok {
+		return nil
+	}
+	return t.connection(generation)
 }
 
 // connection returns the connection if it is of the given generation.

@@ -71,6 +71,7 @@ func (t *Token) Wrap(ctx context.Context, ref KeyRef, algorithm string, spki []b
 			return err
 		}
 		wrapped, err = s.wrapUnder(public, algorithm, key)
+		s.doubt(ref, err)
 		return err
 	})
 	if err != nil {
@@ -79,8 +80,8 @@ func (t *Token) Wrap(ctx context.Context, ref KeyRef, algorithm string, spki []b
 	return wrapped, nil
 }
 
-// wrapUnder wraps a key under an RSA public key, which is in the token for that
-// time only.
+// wrapUnder wraps a key under an RSA public key, which is in the token for as
+// long as the session.
 func (s *session) wrapUnder(public *rsa.PublicKey, algorithm string, key pkcs11.ObjectHandle) ([]byte, error) {
 	wrapping, err := s.create([]*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY),
@@ -94,7 +95,6 @@ func (s *session) wrapUnder(public *rsa.PublicKey, algorithm string, key pkcs11.
 	if err != nil {
 		return nil, err
 	}
-	defer s.destroy(wrapping) // an error does not matter: the session is closed next
 	wrapped, err := s.wrapKey(algorithm, wrapping, key)
 	if err != nil {
 		return nil, err

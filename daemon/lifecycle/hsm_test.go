@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"strings"
+	"time"
 
 	"byokd/daemon/lifecycle"
 )
@@ -95,7 +96,7 @@ func (h *fakeHSM) Find(ctx context.Context, label string, id []byte) error {
 	})
 }
 
-func (h *fakeHSM) List(ctx context.Context, prefix string) (list []lifecycle.HSMKey, err error) {
+func (h *fakeHSM) List(ctx context.Context, prefix string, _ time.Duration) (list []lifecycle.HSMKey, err error) {
 	err = h.w.do(ctx, "hsm.List", false, func() error {
 		for _, o := range h.objects {
 			if strings.HasPrefix(o.label, prefix) {

@@ -286,7 +286,8 @@ type HSM interface {
 	// self-test has proven on this token.
 	Algorithm(ctx context.Context) (string, error)
 
-	// Generate makes an AES-256 token object, sensitive and extractable.
+	// Generate makes an AES-256 token object, sensitive and extractable. The ID
+	// was drawn at random a moment ago, or Find has said that it is not there.
 	Generate(ctx context.Context, label string, id []byte) error
 
 	// Find looks the key up in a fresh session: nil when there is exactly one
@@ -294,8 +295,9 @@ type HSM interface {
 	// ErrNotFound when there is none.
 	Find(ctx context.Context, label string, id []byte) error
 
-	// List returns the keys whose label begins with prefix.
-	List(ctx context.Context, prefix string) ([]HSMKey, error)
+	// List returns the keys whose label begins with prefix, as they were at most
+	// age ago, or after that if byokd has made or destroyed them.
+	List(ctx context.Context, prefix string, age time.Duration) ([]HSMKey, error)
 
 	// Wrap wraps the key inside the token under an RSA public key
 	// (SubjectPublicKeyInfo, DER) with the algorithm that Algorithm returned.

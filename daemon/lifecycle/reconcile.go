@@ -41,6 +41,11 @@ func (f Findings) Fresh() bool { return len(f.Generations) == 0 && f.AliasKeyID 
 // own verification tells that the alias must have pointed at it once.
 const usedAfter = time.Hour
 
+// objectsAge is how old a list of the HSM's objects may be. To make one, a token
+// reads all of its objects, ten thousand perhaps; ten thousand groups that are
+// looked for after a start share a look a minute.
+const objectsAge = time.Minute
+
 // Reconcile compares the journal's generations of a group with the KMS keys that
 // carry its tags, the alias's target and the HSM's objects, and takes into the
 // journal what it lacks. It fails when any of the three cannot be looked at, and
@@ -175,7 +180,7 @@ func (rec *reconciliation) look(ctx context.Context) (err error) {
 			return fmt.Errorf("look for KMS keys of group %s: %w", name, err)
 		}
 		rec.tagged = append(rec.tagged, found...)
-		objects, err := rec.hsm.List(ctx, "byokd/"+name+"/")
+		objects, err := rec.hsm.List(ctx, "byokd/"+name+"/", objectsAge)
 		if err != nil {
 			return fmt.Errorf("look for HSM objects of group %s: %w", name, err)
 		}
@@ -541,7 +546,7 @@ func (rec *reconciliation) object(ctx context.Context, id string) (HSMKey, bool,
 	if id == "" {
 		return HSMKey{}, false, nil
 	}
-	all, err := rec.hsm.List(ctx, "byokd/")
+	all, err := rec.hsm.List(ctx, "byokd/", objectsAge)
 	if err != nil {
 		return HSMKey{}, false, fmt.Errorf("look for HSM object %s: %w", id, err)
 	}

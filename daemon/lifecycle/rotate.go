@@ -22,7 +22,7 @@ func generate(ctx context.Context, r *run, s *Step) (Change, error) {
 		return Change{}, err
 	}
 	for {
-		g, err := r.reserve(ctx, s)
+		g, fresh, err := r.reserve(ctx, s)
 		if err != nil {
 			return Change{}, err
 		}
@@ -30,7 +30,12 @@ func generate(ctx context.Context, r *run, s *Step) (Change, error) {
 		if err != nil {
 			return Change{}, err
 		}
-		err = r.hsm.Find(ctx, g.HSMLabel, id)
+		// No object can have an ID that was drawn just now, and a token with many
+		// takes long to say so.
+		err = ErrNotFound
+		if !fresh {
+			err = r.hsm.Find(ctx, g.HSMLabel, id)
+		}
 		switch {
 		case err == nil:
 			s.Message = fmt.Sprintf("found %s on the token", g.HSMLabel)
@@ -79,10 +84,10 @@ func hsmID(g Generation) ([]byte, error) {
 
 // reserve returns the generation that this job works on: the one it has taken,
 // else the pre-active one, else a new one, which is in the journal before the
-// HSM hears of it.
-func (r *run) reserve(ctx context.Context, s *Step) (Generation, error) {
+// HSM hears of it; fresh says that it is new.
+func (r *run) reserve(ctx context.Context, s *Step) (g Generation, fresh bool, err error) {
 	if g, ok := r.generation(r.job.Generation); ok && r.job.Generation != 0 && g.Stage == PreActive {
-		return g, nil
+		return g, false, nil
 	}
 	next := 1
 	var found *Generation
@@ -92,11 +97,11 @@ func (r *run) reserve(ctx context.Context, s *Step) (Generation, error) {
 			found = &g
 		}
 	}
-	if found == nil {
+	if fresh = found == nil; fresh {
 		found = &Generation{Group: r.job.Group, Number: next, Stage: PreActive, HSM: r.def.HSM,
 			HSMLabel: Label(r.job.Group, next), HSMID: newHSMID(), Region: r.def.Region}
 	}
-	return *found, r.record(ctx, Change{Generation: found.Number, Steps: []Step{*s}, Generations: []Generation{*found}})
+	return *found, fresh, r.record(ctx, Change{Generation: found.Number, Steps: []Step{*s}, Generations: []Generation{*found}})
 }
 
 // newHSMID chooses the CKA_ID of a key to be generated: 16 random bytes, in hex.

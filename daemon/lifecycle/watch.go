@@ -23,7 +23,7 @@ func (e *Engine) Objects(ctx context.Context, hsm string) (map[string]bool, erro
 	if err != nil {
 		return nil, err
 	}
-	list, err := token.List(ctx, "byokd/")
+	list, err := token.List(ctx, "byokd/", 0)
 	if err != nil {
 		return nil, err
 	}

@@ -95,6 +95,17 @@ func (f *Faults) Calls(op string) int {
 	return f.calls[op]
 }
 
+// Total returns how many calls there were.
+func (f *Faults) Total() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := 0
+	for _, calls := range f.calls {
+		n += calls
+	}
+	return n
+}
+
 // Finalize finalizes the libraries behind the faults, past the hsm.Modules that
 // has given them up.
 func (f *Faults) Finalize() {

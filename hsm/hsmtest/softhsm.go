@@ -9,6 +9,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"github.com/miekg/pkcs11"
 )
 
 // errNoSoftHSM says what to install.
@@ -63,6 +66,67 @@ func SetupSoftHSM(dir, label string) (*Token, error) {
 		return nil, err
 	}
 	return tok, nil
+}
+
+// Fill puts so many AES keys on a SoftHSM token, labelled filler, which nothing may
+// have in use meanwhile. They are copies of one, ID and all: to generate ten
+// thousand takes minutes.
+func Fill(t testing.TB, tok *Token, n int) {
+	t.Helper()
+	lib := pkcs11.New(tok.Module)
+	if err := lib.Initialize(); err != nil {
+		t.Fatal(err)
+	}
+	_, err := fillOne(lib, tok)
+	if err := errors.Join(err, lib.Finalize()); err != nil {
+		t.Fatal(err)
+	}
+	dirs, err := filepath.Glob(filepath.Join(filepath.Dir(tok.Conf), "tokens", "*", "*.object"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var newest string // token.object is older
+	var at time.Time
+	for _, path := range dirs {
+		if fi, err := os.Stat(path); err == nil && filepath.Base(path) != "token.object" && fi.ModTime().After(at) {
+			newest, at = path, fi.ModTime()
+		}
+	}
+	object, err := os.ReadFile(newest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range n - 1 {
+		name := filepath.Join(filepath.Dir(newest), fmt.Sprintf("f1113700-0000-4000-8000-%012x.object", i))
+		if err := os.WriteFile(name, object, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// fillOne makes the key that the others are copies of.
+func fillOne(lib *pkcs11.Ctx, tok *Token) (pkcs11.ObjectHandle, error) {
+	slots, err := lib.GetSlotList(true)
+	if err != nil {
+		return 0, err
+	}
+	for _, slot := range slots {
+		ti, err := lib.GetTokenInfo(slot)
+		if err != nil || strings.TrimRight(ti.Label, " \x00") != tok.Label {
+			continue
+		}
+		session, err := lib.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+		if err != nil {
+			return 0, err
+		}
+		if err := lib.Login(session, pkcs11.CKU_USER, tok.PIN); err != nil {
+			return 0, err
+		}
+		return lib.GenerateKey(session, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_GEN, nil)}, []*pkcs11.Attribute{
+			pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, true), pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, 32),
+			pkcs11.NewAttribute(pkcs11.CKA_LABEL, "filler"), pkcs11.NewAttribute(pkcs11.CKA_ID, []byte("sixteen bytes..."))})
+	}
+	return 0, fmt.Errorf("no token %q", tok.Label)
 }
 
 // SmallDisk gives the files of a SoftHSM token a file system of their own, of so
