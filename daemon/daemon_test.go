@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -271,44 +270,6 @@ func TestRotationEndsWithOlderDefinition(t *testing.T) {
 			})
 		})
 	}
-}
-
-// The same while the synchronization has begun, and waits to be tried again: the
-// steps that it has behind it did not see the key.
-func TestRotationEndsDuringSynchronization(t *testing.T) {
-	w := newWorld(t)
-	w.group("payments", "enabled = false", `description = "one"`)
-	w.start()
-	w.untilGeneration("payments", 1)
-
-	var changed, open, made atomic.Bool // the definition is; CreateKey works; it has
-	w.faults(func(r awssim.Request) *awssim.Fault {
-		if r.Operation == "CreateKey" && !open.Load() || r.Operation == "DescribeKey" && r.KeyID == "alias/payments" && changed.Load() && !made.Load() {
-			return &awssim.Fault{Code: "ThrottlingException", Status: 400}
-		}
-		return nil
-	}, func(r awssim.Request) *awssim.Fault {
-		made.Store(made.Load() || r.Operation == "CreateKey" && r.Code == "")
-		return nil
-	})
-	w.askRotation("payments")
-	w.until("the rotation has begun and failed", func() bool {
-		open := w.openJobs("payments")
-		return len(open) == 1 && open[0].State == control.JobRetryable
-	})
-	changed.Store(true)
-	w.group("payments", "enabled = false", `description = "two"`)
-	w.until("the synchronization has begun and failed", func() bool {
-		return slices.ContainsFunc(w.openJobs("payments"), func(j control.JobSummary) bool {
-			return j.Kind == string(lifecycle.Synchronize) && j.State == control.JobRetryable
-		})
-	})
-	open.Store(true) // the rotation is tried again by itself
-	w.untilGeneration("payments", 2)
-	w.until("generation 2 has the newer definition", func() bool {
-		k, ok := w.sim.Key(testAccount, testRegion, w.alias("payments"))
-		return ok && k.Description == "two"
-	})
 }
 
 func TestNotDesignatedChangesNothing(t *testing.T) {
