@@ -30,6 +30,7 @@ type Dir struct {
 	cfg   *Config
 	l     *loader
 	files map[string]dirFile // by path
+	fresh map[string]bool    // what Read or Look passed over, since it had not settled
 	reads int
 }
 
@@ -43,6 +44,10 @@ type dirFile struct {
 
 // NewDir returns a Dir that knows of no file yet.
 func NewDir(opts Options) *Dir { return &Dir{opts: opts, files: make(map[string]dirFile)} }
+
+// Unsettled returns the files that the last Read or Look passed over since they had
+// not settled: group files and policy files. They are to be looked at again.
+func (d *Dir) Unsettled() []string { return slices.Sorted(maps.Keys(d.fresh)) }
 
 // Reads returns how many files have been read, policy files among them.
 func (d *Dir) Reads() int { return d.reads + d.l.reads }
@@ -66,7 +71,8 @@ func (d *Dir) Read(cfg *Config) error {
 		there[absolute(path)] = true
 	}
 	l := newLoader(cfg, d.opts)
-	l.fresh = d.fresh
+	l.fresh = d.passOver
+	d.fresh = make(map[string]bool)
 	if d.l != nil {
 		d.reads += d.l.reads
 		l.policies = d.l.policies
@@ -95,10 +101,11 @@ func (d *Dir) Look(paths ...string) ([]string, error) {
 	}
 	dir.Close()
 	d.l.dirs = make(directories) // permissions may have changed
+	d.fresh = make(map[string]bool)
 	look := make(map[string]bool)
 	for _, path := range paths {
 		look[path] = true
-		if p := d.l.policies[path]; p != nil && !d.fresh(path) {
+		if p := d.l.policies[path]; p != nil && !d.passOver(path) {
 			was := *p
 			d.l.readPolicy(path, p)
 			if p.problem != was.problem || string(p.policy) != string(was.policy) || !was.read {
@@ -138,7 +145,7 @@ func (d *Dir) load(path string) bool {
 	case isDir:
 		d.set(path, dirFile{}, false)
 		return known
-	case d.fresh(path):
+	case d.passOver(path):
 		d.set(path, was, true)
 		return true
 	}
@@ -189,9 +196,19 @@ func (d *Dir) set(path string, now dirFile, there bool) {
 	}
 }
 
-// fresh reports whether a file has changed a moment ago, and may be half written.
+// passOver reports whether a file has not settled, and keeps in mind that it was
+// passed over then.
+func (d *Dir) passOver(path string) bool {
+	fresh := d.isFresh(path)
+	if fresh {
+		d.fresh[path] = true
+	}
+	return fresh
+}
+
+// isFresh reports whether a file has changed a moment ago, and may be half written.
 // A time in the future, as of another machine's clock, says nothing.
-func (d *Dir) fresh(path string) bool {
+func (d *Dir) isFresh(path string) bool {
 	if d.Settle <= 0 {
 		return false
 	}
@@ -204,7 +221,7 @@ func (d *Dir) fresh(path string) bool {
 func (d *Dir) Settled(cfg *Config) time.Time {
 	var last time.Time
 	look := func(path string) {
-		if t := changed(path); t.After(last) && d.fresh(path) {
+		if t := changed(path); t.After(last) && d.isFresh(path) {
 			last = t
 		}
 	}
@@ -226,17 +243,14 @@ func (d *Dir) Settled(cfg *Config) time.Time {
 }
 
 // changed is when a file was last changed in content or in any other way, the
-// zero time where it cannot be looked at.
+// zero time where it cannot be looked at. That is its ctime: what copies files sets
+// their mtime to any time at all, and each change of content sets both.
 func changed(path string) time.Time {
 	info, err := os.Stat(path)
 	if err != nil || info.IsDir() {
 		return time.Time{}
 	}
-	at := info.ModTime()
-	if change := time.Unix(info.Sys().(*syscall.Stat_t).Ctim.Unix()); change.After(at) {
-		at = change
-	}
-	return at
+	return time.Unix(info.Sys().(*syscall.Stat_t).Ctim.Unix())
 }
 
 // entry is the name of a group file in a Dir or Set: its stem, or its whole name

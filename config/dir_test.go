@@ -144,6 +144,34 @@ func TestDirSettle(t *testing.T) {
 	}
 }
 
+// What copies a file may set its mtime, but no other time.
+func TestDirSettleMtime(t *testing.T) {
+	tr := newTree(t, map[string]string{"groups.d/past.toml": groupFile("past", ""), "groups.d/future.toml": groupFile("future", "")})
+	dir := config.NewDir(tr.opts)
+	dir.Settle = time.Hour
+	for name, by := range map[string]time.Duration{"past": -24 * time.Hour, "future": 24 * time.Hour} {
+		at := time.Now().Add(by)
+		if err := os.Chtimes(tr.path("groups.d/"+name+".toml"), at, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := dir.Read(tr.load(t)); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"past", "future"} {
+		if g, _, there := dir.Get(name); g != nil || !there {
+			t.Errorf("%s counts before it has settled", name)
+		}
+	}
+	if want := []string{tr.path("groups.d/future.toml"), tr.path("groups.d/past.toml")}; !slices.Equal(dir.Unsettled(), want) {
+		t.Errorf("not settled: %v, want %v", dir.Unsettled(), want)
+	}
+	dir.Settle = 0
+	if _, err := dir.Look(tr.path("groups.d/past.toml")); err != nil || len(dir.Unsettled()) > 0 {
+		t.Errorf("not settled: %v (%v), want none", dir.Unsettled(), err)
+	}
+}
+
 // A directory that is changed file by file is known as one that is read at once,
 // and groups judged with those they are related to as all of them together.
 func TestDirAndRelationsAtRandom(t *testing.T) {

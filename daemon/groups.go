@@ -196,6 +196,7 @@ func (d *Daemon) loadAll(ctx context.Context, trigger string) {
 		}
 		return
 	}
+	d.watcher.lookAgain(d.dir.Unsettled()...)
 	d.unreadable.Store(nil)
 	d.loaded = true
 	for _, name := range d.dir.Names() {
@@ -227,6 +228,7 @@ func (d *Daemon) loadChanged(ctx context.Context, paths []string) {
 		d.cannotRead(err)
 		return
 	}
+	d.watcher.lookAgain(d.dir.Unsettled()...)
 	d.loadGroups(ctx, names)
 }
 

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	stdcmp "cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,7 +40,8 @@ type torturer struct {
 	version int // of the directory of group files
 	data    int // of the directory that files link through
 	ops     map[string]int
-	deaf    bool // without inotify
+	deaf    bool          // without inotify
+	rescan  time.Duration // how often the deaf look; 0: very often
 }
 
 // A halfWritten file is open, and gets more.
@@ -115,7 +117,7 @@ func (tt *torturer) start() {
 	d, err := start(tt.t.Context(), o)
 	watcherDo(tt.t, err)
 	if tt.deaf {
-		d.watcher.rescan = 50 * time.Millisecond
+		d.watcher.rescan = stdcmp.Or(tt.rescan, 50*time.Millisecond)
 		d.watcher.open = func() (*fsnotify.Watcher, error) {
 			return nil, os.NewSyscallError("inotify_init1", syscall.EMFILE)
 		}
@@ -487,6 +489,25 @@ func TestTorture(t *testing.T) {
 	if problems := bytes.Count([]byte(log), []byte("the database does not take")); problems > 0 {
 		t.Errorf("the database did not take something, %d times:\n%s", problems, log)
 	}
+}
+
+// A file that has not settled when it is looked at, as where the clock was set back
+// a little or a file server has a clock of its own, is looked at again by itself:
+// nobody tells of it a second time.
+func TestUnsettledIsLookedAtAgain(t *testing.T) {
+	tt := newTorturer(t, 1)
+	toml, err := os.ReadFile(tt.path("byokd.toml"))
+	watcherDo(t, err)
+	tt.put("byokd.toml", strings.Replace(string(toml), `settle = "20ms"`, `settle = "500ms"`, 1))
+	tt.deaf, tt.rescan = true, time.Hour
+	tt.start()
+	tt.put("policies/q0.json", `{"Version": "2012-10-17", "Statement": []}`)
+	tt.put("groups.d/early.toml", "[rotation]\nevery = \"90d\"\n[aws]\nregion = \"eu-central-1\"\nalias = \"alias/early\"\npolicy_file = \"../policies/q0.json\"\n")
+	tt.d.loadChanged(t.Context(), []string{tt.path("groups.d/early.toml")})
+	tt.untilSame("early")
+	tt.put("policies/q0.json", `{"Version": "2012-10-17", "Id": "new", "Statement": []}`)
+	tt.d.loadChanged(t.Context(), []string{tt.path("policies/q0.json")})
+	tt.untilSame("early policy")
 }
 
 // Ten thousand files at once, and then one that costs one.

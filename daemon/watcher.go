@@ -80,6 +80,7 @@ type watcher struct {
 
 	mu       sync.Mutex
 	asked    map[string]bool // what follow was called with
+	again    []string        // what lookAgain was called with
 	asks     chan struct{}
 	followed map[string]bool
 
@@ -145,11 +146,24 @@ func (w *watcher) follow(path string, on bool) {
 	wake(w.asks)
 }
 
-// takeAsked does what follow was called for.
+// lookAgain has files told once more, by their absolute paths, when they have
+// settled: for those that whoever was told of them did not take to have. It may be
+// called at any time.
+func (w *watcher) lookAgain(paths ...string) {
+	if len(paths) == 0 {
+		return
+	}
+	w.mu.Lock()
+	w.again = append(w.again, paths...)
+	w.mu.Unlock()
+	wake(w.asks)
+}
+
+// takeAsked does what follow and lookAgain were called for.
 func (w *watcher) takeAsked(now time.Time) {
 	w.mu.Lock()
-	asked := w.asked
-	w.asked = make(map[string]bool)
+	asked, again := w.asked, w.again
+	w.asked, w.again = make(map[string]bool), nil
 	w.mu.Unlock()
 	for path, on := range asked {
 		switch {
@@ -163,6 +177,14 @@ func (w *watcher) takeAsked(now time.Time) {
 			delete(w.followed, path)
 			delete(w.pending, path) // its place in the queue is passed over
 			delete(w.known, path)
+		}
+	}
+	for _, path := range again {
+		switch name := filepath.Base(path); {
+		case filepath.Dir(path) == w.dir && w.keep(name):
+			w.check(name, true, now)
+		case w.followed[path]:
+			w.check(path, true, now)
 		}
 	}
 }
