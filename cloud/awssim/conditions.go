@@ -14,15 +14,19 @@ import (
 // conditionValues are the values of a condition: one scalar or an array.
 type conditionValues []string
 
-// UnmarshalJSON reads either form.
+// UnmarshalJSON reads either form. Numbers stay as they are written.
 func (v *conditionValues) UnmarshalJSON(b []byte) error {
-	var scalars list[any]
-	if err := json.Unmarshal(b, &scalars); err != nil {
+	decoded, err := decodeNumbers(b)
+	if err != nil {
 		return err
+	}
+	scalars, isList := decoded.([]any)
+	if !isList {
+		scalars = []any{decoded}
 	}
 	for _, s := range scalars {
 		switch s.(type) {
-		case string, bool, float64:
+		case string, bool, json.Number:
 			*v = append(*v, fmt.Sprint(s))
 		default:
 			return errors.New("a condition value must be a string, a number or a boolean")
@@ -172,7 +176,7 @@ func (s *statement) checkCondition() error {
 }
 
 // applies reports whether all conditions of the statement hold.
-func (s *statement) applies(r requestContext) bool {
+func (s *statement) applies(r requestContext, expand func(string) string) bool {
 	for name, keys := range s.Condition {
 		o, ok := parseOperator(name)
 		if !ok {
@@ -180,7 +184,7 @@ func (s *statement) applies(r requestContext) bool {
 		}
 		for key, want := range keys {
 			have, present := r[strings.ToLower(key)]
-			if !o.holds(have, present, want, r) {
+			if !o.holds(have, present, want, expand) {
 				return false
 			}
 		}
@@ -188,7 +192,7 @@ func (s *statement) applies(r requestContext) bool {
 	return true
 }
 
-func (o operator) holds(have []string, present bool, want conditionValues, r requestContext) bool {
+func (o operator) holds(have []string, present bool, want conditionValues, expand func(string) string) bool {
 	if o.null {
 		return len(want) > 0 && strings.EqualFold(want[0], strconv.FormatBool(!present))
 	}
@@ -198,13 +202,27 @@ func (o operator) holds(have []string, present bool, want conditionValues, r req
 		return o.ifExists || o.all || o.negated && !o.any
 	}
 	one := func(have string) bool {
-		matches := slices.ContainsFunc(want, func(w string) bool { return o.test(have, r.substitute(w)) })
+		matches := slices.ContainsFunc(want, func(w string) bool { return o.test(have, expand(w)) })
 		return matches != o.negated
 	}
 	if o.all || o.negated && !o.any {
 		return !slices.ContainsFunc(have, func(h string) bool { return !one(h) })
 	}
 	return slices.ContainsFunc(have, one)
+}
+
+// matchesResource reports whether a resource of a policy covers one of a request:
+// part by part, since a * of a policy does not go beyond a colon except in the last
+// one. Parts that are missing are *, and variables are those of the request (IAM
+// User Guide, "IAM JSON policy elements: Resource").
+func matchesResource(pattern, resource string, expand func(string) string) bool {
+	if pattern == "*" || resource == "*" {
+		return pattern == "*"
+	}
+	for strings.Count(pattern, ":") < 5 {
+		pattern += ":*"
+	}
+	return arnLike(resource, expand(pattern))
 }
 
 // substitute replaces policy variables such as ${aws:username}.

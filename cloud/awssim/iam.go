@@ -149,8 +149,12 @@ func (p *policy) decide(who *identity, need permission) (d decision) {
 	if p == nil {
 		return d
 	}
+	expand := func(s string) string { return s }
+	if p.Version == "2012-10-17" { // the first with variables
+		expand = need.context.substitute
+	}
 	for _, s := range p.Statement {
-		if !s.covers(need.action, need.resource) || !s.applies(need.context) {
+		if !s.covers(need, expand) || !s.applies(need.context, expand) {
 			continue
 		}
 		itself, account := true, false
@@ -314,6 +318,7 @@ func (c *call) toPut(in *putEventsInput) (needs []permission) {
 			resource = c.realm.arn("events", "event-bus/"+c.busNamed(e.EventBusName))
 		}
 		context := c.context(in)
+		context.set("events:eventBusInvocation", "false") // it comes from no other bus
 		for key, value := range map[string]*string{"events:source": e.Source, "events:detail-type": e.DetailType} {
 			if value != nil {
 				context.set(key, *value)
@@ -420,6 +425,18 @@ func (c *call) context(input any) requestContext {
 	r.set("aws:CurrentTime", c.now.UTC().Format(time.RFC3339))
 	r.set("aws:EpochTime", strconv.FormatInt(c.now.Unix(), 10))
 	r.set("aws:SecureTransport", "true") // it stands for AWS, which is reached by HTTPS
+	r.set("aws:SourceIp", c.source)
+	if c.userAgent != "" {
+		r.set("aws:UserAgent", c.userAgent)
+	}
+	r.set("aws:ViaAWSService", "false")
+	r.set("aws:PrincipalIsAWSService", "false")
+	r.set("aws:PrincipalType", "User")
+	if c.caller.role != "" {
+		r.set("aws:PrincipalType", "AssumedRole")
+		r.set("aws:MultiFactorAuthPresent", "false") // long-term access keys have no such key
+	}
+	r.set("aws:ResourceAccount", c.realm.account)
 	r.set("aws:RequestedRegion", c.realm.region)
 	if c.service.name == "kms" {
 		r.set("kms:CallerAccount", c.caller.account)

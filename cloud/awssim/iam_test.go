@@ -153,6 +153,40 @@ func TestAliasResources(t *testing.T) {
 	}
 }
 
+// TestResources checks what a resource of a policy covers.
+func TestResources(t *testing.T) {
+	admin, ctx := start(t, people(`{"Statement":{"Effect":"Allow","Action":"*","Resource":"*"}}`)).with("AKIAADMIN", "s", "", region), t.Context()
+	ann := admin.with("AKIAANN", "s", "", region)
+	key := admin.create("")
+	for resource, good := range map[string]bool{
+		`"*"`: true, `"` + *key.Arn + `"`: true, `"arn:aws:kms:eu-central-1:111122223333:key/*"`: true, `"arn:aws:kms:*:*:*"`: true,
+		`"arn:aws:kms:eu-?entral-1:111122223333:key/` + (*key.KeyId)[:8] + `*"`: true,
+		`"arn:aws:kms:*"`:               true,  // what is missing is *
+		`"arn:aws:kms:*:key/*"`:         false, // a * does not go beyond a colon
+		`"arn:aws:*` + *key.KeyId + `"`: false,
+		`"` + *key.KeyId + `"`:          false,
+		`"arn:aws:kms:${aws:RequestedRegion}:${aws:PrincipalAccount}:key/*"`: true,
+		`"arn:aws:kms:*:${aws:username}:key/*"`:                              false,
+	} {
+		if err := admin.SetPolicy(annARN, json.RawMessage(allow(`"Action":"kms:DescribeKey","Resource":`+resource))); err != nil {
+			t.Fatal(err)
+		}
+		_, err := ann.kms.DescribeKey(ctx, &kms.DescribeKeyInput{KeyId: key.KeyId})
+		if good && err != nil {
+			t.Errorf("%s: %v", resource, err)
+		} else if !good {
+			wantCode(t, err, "AccessDeniedException")
+		}
+	}
+	// The version that a policy has without one knows no variables.
+	old := `{"Statement":{"Effect":"Allow","Action":"*","Resource":"arn:aws:kms:${aws:RequestedRegion}:*:key/*"}}`
+	if err := admin.SetPolicy(annARN, json.RawMessage(old)); err != nil {
+		t.Fatal(err)
+	}
+	_, err := ann.kms.DescribeKey(ctx, &kms.DescribeKeyInput{KeyId: key.KeyId})
+	wantCode(t, err, "AccessDeniedException")
+}
+
 func TestConditions(t *testing.T) {
 	admin, ctx := start(t, people(`{"Statement":{"Effect":"Allow","Action":"*","Resource":"*"}}`)).with("AKIAADMIN", "s", "", region), t.Context()
 	ann := admin.with("AKIAANN", "s", "", region)
@@ -203,6 +237,11 @@ func TestConditions(t *testing.T) {
 		{`{"DateLessThan":{"aws:CurrentTime":"2020-01-01T00:00:00Z"}}`, encrypt, false},
 		{`{"Bool":{"aws:SecureTransport":true}}`, encrypt, true},
 		{`{"IpAddress":{"aws:SourceIp":"10.0.0.0/8"}}`, encrypt, false},
+		{`{"IpAddress":{"aws:SourceIp":["10.0.0.0/8","127.0.0.1"]},"StringLike":{"aws:UserAgent":"aws-sdk-go-v2/*"},"Bool":{"aws:ViaAWSService":"false"}}`, encrypt, true},
+		{`{"NotIpAddress":{"aws:SourceIp":"127.0.0.0/8"}}`, encrypt, false},
+		{`{"StringEquals":{"aws:PrincipalType":"User","aws:ResourceAccount":111122223333,"aws:PrincipalAccount":["111122223333"]}}`, encrypt, true}, // a number as it is written
+		{`{"DateLessThan":{"aws:CurrentTime":1600000000}}`, encrypt, false},
+		{`{"DateGreaterThan":{"aws:CurrentTime":1600000000},"NumericGreaterThan":{"aws:EpochTime":1600000000}}`, encrypt, true},
 		{`{"StringEquals":{"kms:KeyOrigin":"EXTERNAL","aws:RequestTag/managed-by":"byokd"},"ForAllValues:StringEquals":{"aws:TagKeys":"managed-by"}}`, create(func(*kms.CreateKeyInput) {}), true},
 		{`{"StringEquals":{"kms:KeyOrigin":"EXTERNAL"}}`, create(func(in *kms.CreateKeyInput) { in.Origin = "" }), false},
 		{`{"StringEquals":{"aws:RequestTag/managed-by":"byokd"}}`, create(func(in *kms.CreateKeyInput) { in.Tags = nil }), false},

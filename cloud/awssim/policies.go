@@ -170,25 +170,13 @@ func (p *principals) namesAccount(who identity) bool {
 	})
 }
 
-// covers reports whether the statement speaks of an action on a key.
-func (s statement) covers(action, keyARN string) bool {
-	actions := matchAny(s.Action, strings.ToLower(action), true) ||
-		len(s.NotAction) > 0 && !matchAny(s.NotAction, strings.ToLower(action), true)
-	resources := matchAny(s.Resource, keyARN, false) || len(s.NotResource) > 0 && !matchAny(s.NotResource, keyARN, false)
+// covers reports whether the statement speaks of an action on a resource.
+func (s statement) covers(need permission, expand func(string) string) bool {
+	isAction := func(pattern string) bool { return wildcard(strings.ToLower(pattern), strings.ToLower(need.action)) }
+	isResource := func(pattern string) bool { return matchesResource(pattern, need.resource, expand) }
+	actions := slices.ContainsFunc(s.Action, isAction) || len(s.NotAction) > 0 && !slices.ContainsFunc(s.NotAction, isAction)
+	resources := slices.ContainsFunc(s.Resource, isResource) || len(s.NotResource) > 0 && !slices.ContainsFunc(s.NotResource, isResource)
 	return actions && resources
-}
-
-// matchAny matches with * and ?.
-func matchAny(patterns []string, s string, fold bool) bool {
-	for _, p := range patterns {
-		if fold {
-			p = strings.ToLower(p)
-		}
-		if wildcard(p, s) {
-			return true
-		}
-	}
-	return false
 }
 
 // wildcard matches s with a pattern in which * stands for anything and ? for
@@ -232,7 +220,7 @@ func (p *policy) unconditional() *policy {
 	if p == nil {
 		return nil
 	}
-	var q policy
+	q := policy{Version: p.Version}
 	for _, s := range p.Statement {
 		if s.Effect == "Allow" || len(s.Condition) == 0 {
 			s.Condition = nil

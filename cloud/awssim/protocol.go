@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"net"
 	"net/http"
 	"strings"
 	"time"
@@ -103,6 +104,8 @@ type call struct {
 	request   Request
 	caller    identity
 
+	source, userAgent string // the client's address, and what it calls itself
+
 	// For the time of operation.run:
 	now   time.Time
 	realm *realm
@@ -115,7 +118,10 @@ func (s *Sim) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.servePage(w, r)
 		return
 	}
-	c := &call{sim: s, id: newUUID()}
+	c := &call{sim: s, id: newUUID(), source: r.RemoteAddr, userAgent: r.UserAgent()}
+	if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
+		c.source = host
+	}
 	w.Header().Set("Date", s.Now().UTC().Format(http.TimeFormat))
 	w.Header().Set("X-Amzn-RequestId", c.id)
 	out, err := c.serve(r)
