@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 
@@ -35,6 +36,26 @@ func (l leakFree) Run() int {
 	return status
 }
 
+// A script is run to its end.
+func TestScriptsAreNotCutShort(t *testing.T) {
+	files, err := filepath.Glob("testdata/script/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scripts (%v)", err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		script, _, _ := strings.Cut(string(text), "\n-- ")
+		for n, line := range strings.Split(script, "\n") {
+			if words := strings.Fields(line); len(words) > 0 && words[0] == "stop" {
+				t.Errorf("%s:%d: stop ends the script here; halt stops the daemon", file, n+1)
+			}
+		}
+	}
+}
+
 func TestScript(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
@@ -52,7 +73,7 @@ func TestScript(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits":   exits,
 			"daemon":  startDaemon,
-			"stop":    stopDaemon,
+			"halt":    haltDaemon,
 			"asked":   asked,
 			"watched": watched,
 		},
@@ -123,10 +144,11 @@ func startDaemon(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Defer(stop)
 }
 
-// stopDaemon stops it.
-func stopDaemon(ts *testscript.TestScript, neg bool, args []string) {
+// haltDaemon stops it. It is not called "stop": that is testscript's own command,
+// which ends the script as if all of it had passed.
+func haltDaemon(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 0 {
-		ts.Fatalf("usage: stop")
+		ts.Fatalf("usage: halt")
 	}
 	daemonOf(ts).stop()
 }
