@@ -221,13 +221,21 @@ func alarms(d control.DaemonStatus, groups []control.GroupStatus) []string {
 	if !d.LastReload.OK {
 		found = append(found, fmt.Sprintf("byokd.toml could not be reloaded: %s", d.LastReload.Error))
 	}
+	for _, p := range d.Problems {
+		switch p.Code {
+		case "database", "groups-dir": // of all groups, and told where there is none too
+			found = append(found, p.Code+": "+p.Message)
+		}
+	}
 	for _, g := range groups {
 		if g.State == control.GroupExpired {
 			found = append(found, fmt.Sprintf("%s: expired: the active key's material was valid to %s", g.Group, minute(g.Active.ValidTo)))
 		}
 		for _, p := range g.Problems {
 			switch p.Code {
-			case "invalid", "overdue", "discarded", "event-parked", "hook-failed", "database":
+			case "invalid", "overdue", "discarded", "event-parked", "hook-failed":
+			case "waiting-use": // byokd retires the key when it is of no use any more
+				continue
 			default:
 				if !strings.HasPrefix(p.Code, "waiting-") {
 					continue
