@@ -146,6 +146,7 @@ type Daemon struct {
 	groupsWake chan struct{} // a group may have to be reconciled
 	expiryWake chan struct{} // key material may expire at another time
 	watchWake  chan struct{} // the clock was set
+	upkeepWake chan struct{} // old jobs may be to be removed, by a clock that was set
 	driftWake  chan struct{} // a group may have to be compared with AWS
 	tidyWake   chan struct{} // systemd is to be told at once how things are
 	loadWake   chan struct{} // again was called
@@ -202,7 +203,7 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 	}
 	d := &Daemon{Options: o, log: o.Logger, started: o.Now(),
 		jobsWake: make(chan struct{}, 1), outboxWake: make(chan struct{}, 1), hooksWake: make(chan struct{}, 1),
-		groupsWake: make(chan struct{}, 1), expiryWake: make(chan struct{}, 1), watchWake: make(chan struct{}, 1), driftWake: make(chan struct{}, 1), loadWake: make(chan struct{}, 1), tidyWake: make(chan struct{}, 1),
+		groupsWake: make(chan struct{}, 1), expiryWake: make(chan struct{}, 1), watchWake: make(chan struct{}, 1), upkeepWake: make(chan struct{}, 1), driftWake: make(chan struct{}, 1), loadWake: make(chan struct{}, 1), tidyWake: make(chan struct{}, 1),
 		changes: newBroadcast(), running: make(map[string]int), fatal: make(chan error, 1), pulses: newPulses()}
 	if d.host, err = os.Hostname(); err != nil {
 		return nil, fmt.Errorf("read this machine's name: %w", err)
@@ -427,6 +428,7 @@ func (d *Daemon) wakeAll() {
 	wake(d.groupsWake)
 	wake(d.expiryWake)
 	wake(d.watchWake)
+	wake(d.upkeepWake)
 	wake(d.driftWake)
 }
 

@@ -20,7 +20,8 @@ const (
 	// configuration management may be about to mend it.
 	invalidAfter = 30 * time.Second
 
-	// pruneEvery is how often finished jobs past their retention are removed.
+	// pruneEvery is how often finished jobs past their retention are removed, by
+	// byokd's clock as the retention is.
 	pruneEvery = 12 * time.Hour
 
 	// aliasEvery is how often it is looked whether old aliases are gone.
@@ -41,9 +42,9 @@ func (d *Daemon) housekeep(ctx context.Context, p *pulse) {
 func (d *Daemon) upkeep(ctx context.Context, p *pulse) {
 	var pruned, looked time.Time
 	identity := d.credentialFiles()
-	for ok := true; ok; ok = p.sleep(ctx, tidyEvery, nil) {
-		if time.Since(pruned) >= pruneEvery {
-			pruned = time.Now()
+	for ok := true; ok; ok = p.sleep(ctx, tidyEvery, d.upkeepWake) {
+		if now := d.Now(); now.Sub(pruned).Abs() >= pruneEvery {
+			pruned = now
 			d.prune(ctx)
 		}
 		if time.Since(looked) >= aliasEvery {

@@ -9,15 +9,27 @@ import (
 // pruneChunk is how many rows of a table one transaction of Prune removes.
 const pruneChunk = 500
 
+// The file is made smaller when more than one part in freeShare of its pages, and
+// more than freePages, are free: until one part in keptShare is, for what comes
+// next. vacuumChunk is how many pages one transaction gives back. What retention
+// removes from day to day never comes near that; a shortened retention does.
+const (
+	freeShare   = 4
+	keptShare   = 8
+	freePages   = 1000 // 4 MB
+	vacuumChunk = 250
+)
+
 // keepLogins is how many logins to each token are kept whatever their age:
 // more than LoginAllowed looks at.
 const keepLogins = 20
 
 // Prune removes what ended before the given time, and returns how many rows of
 // jobs, events and logins that were: finished jobs with their steps and
-// triggers, events that nobody is to be told of any more, and all but the latest logins. Triggers of force
-// values, generations and the audit trail stay for ever. It works in short
-// transactions, so that others can write in between.
+// triggers, events that nobody is to be told of any more, and all but the latest
+// logins. Triggers of force values, generations and the audit trail stay for ever.
+// Where much of the file is free then, the file is made smaller. All of it is done
+// in short transactions, so that others can write in between.
 func (s *Store) Prune(ctx context.Context, before time.Time) (n int, err error) {
 	for _, prune := range []func(*tx, time.Time) (int, error){(*tx).pruneJobs, (*tx).pruneEvents, (*tx).pruneLogins, (*tx).pruneTriggers} {
 		for chunk := pruneChunk; chunk >= pruneChunk; n += chunk {
@@ -33,7 +45,46 @@ func (s *Store) Prune(ctx context.Context, before time.Time) (n int, err error) 
 			}
 		}
 	}
+	if err := s.shrink(ctx); err != nil {
+		return n, fmt.Errorf("make the database smaller: %w", err)
+	}
 	return n, nil
+}
+
+// shrink gives free pages back to the file system if there are many. A file that
+// was made without the means for that, auto_vacuum, stays as large as it is.
+func (s *Store) shrink(ctx context.Context) error {
+	before := 0 // free pages; 0: it has not begun
+	for more := true; more; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		err := s.write(ctx, func(t *tx) error {
+			var mode, pages, free int
+			for pragma, dest := range map[string]*int{"auto_vacuum": &mode, "page_count": &pages, "freelist_count": &free} {
+				if err := t.row("PRAGMA "+pragma, nil, dest); err != nil {
+					return err
+				}
+			}
+			const incremental = 2
+			least := pages / keptShare
+			if before == 0 {
+				least = max(pages/freeShare, freePages)
+			}
+			if more = mode == incremental && free > least && free != before; !more {
+				return nil
+			}
+			before = free
+			// A step of the statement frees a page.
+			rows, err := t.query(fmt.Sprintf("PRAGMA incremental_vacuum(%d)", vacuumChunk))
+			_, err = collect(rows, err, func(scanner) (struct{}, error) { return struct{}{}, nil })
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (t *tx) pruneJobs(before time.Time) (int, error) {

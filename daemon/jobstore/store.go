@@ -153,7 +153,9 @@ func Create(path string) (err error) {
 // initialize writes the schema into the empty file at path.
 func initialize(path string) error {
 	ctx := context.Background()
-	db, err := openWriter(path)
+	// Before the journal mode, which writes the first page. Prune can make such a
+	// file smaller.
+	db, err := openWriter(path, "_pragma=auto_vacuum(incremental)")
 	if err != nil {
 		return err
 	}
