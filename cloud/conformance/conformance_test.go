@@ -1,8 +1,10 @@
 package conformance_test
 
 import (
+	"fmt"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -143,7 +145,23 @@ func TestHardConformance(t *testing.T) {
 	target := at(server.URL)
 	target.Settings.GetParametersForImportPerSecond = 15
 	target.Patience = 30 * time.Second
-	check(t, target)
+	outcomes := check(t, target)
+	for _, name := range conformance.Steps() {
+		if outcomes[name] != conformance.Passed {
+			t.Errorf("%s: %s", name, outcomes[name])
+		}
+	}
+}
+
+// TestDocumented checks that docs/awssim.md has the right number of steps.
+func TestDocumented(t *testing.T) {
+	docs, err := os.ReadFile(filepath.Join("..", "..", "docs", "awssim.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := fmt.Sprintf("in %d steps", len(conformance.Steps())); !strings.Contains(string(docs), want) {
+		t.Errorf("docs/awssim.md does not say %q", want)
+	}
 }
 
 // TestOutcomes checks that the suite fails where it should.

@@ -451,6 +451,35 @@ var steps = []step{
 		return wantError(r.kms.PutKeyPolicy(ctx, r.first.ID, locked), cloud.ErrPolicy)
 	}},
 
+	{"grant", []string{"import again"}, func(r *run, ctx context.Context) error {
+		arn := strings.Split(r.first.ARN, ":")
+		if len(arn) != 6 {
+			return fmt.Errorf("the ARN of the key is %q", r.first.ARN)
+		}
+		want := cloud.Grant{
+			Name: "byokd-conformance", Grantee: "arn:" + arn[1] + ":iam::" + arn[4] + ":root", Operations: []string{"Decrypt"},
+			ContextSubset: map[string]string{"byokd-canary": r.id},
+		}
+		for range 2 { // under a name, twice is once
+			if err := r.kms.CreateGrant(ctx, r.first.ID, want); err != nil {
+				return err
+			}
+		}
+		return r.eventually(ctx, func() error {
+			grants, err := r.kms.Grants(ctx, r.first.ID)
+			if err != nil {
+				return err
+			}
+			if len(grants) == 1 {
+				want.ID = grants[0].ID
+			}
+			if len(grants) != 1 || want.ID == "" || !reflect.DeepEqual(grants[0], want) {
+				return fmt.Errorf("the grants are %+v, not %+v", grants, want)
+			}
+			return nil
+		})
+	}},
+
 	// The end of a key.
 	{"schedule deletion", []string{"move alias"}, func(r *run, ctx context.Context) error {
 		at, err := r.kms.ScheduleDeletion(ctx, r.second.ID, 7)
@@ -475,6 +504,26 @@ var steps = []step{
 	}},
 	{"no alias to a key pending deletion", []string{"schedule deletion"}, func(r *run, ctx context.Context) error {
 		return wantError(r.kms.CreateAlias(ctx, r.alias()+"-late", r.second.ID), cloud.ErrState)
+	}},
+	{"cancel deletion", []string{"schedule deletion"}, func(r *run, ctx context.Context) error {
+		if err := r.kms.CancelDeletion(ctx, r.second.ID); err != nil {
+			return err
+		}
+		key, err := r.reaches(ctx, r.second.ID, func(k cloud.Key) bool { return k.State != "PendingDeletion" })
+		if err != nil {
+			return err
+		}
+		if key.State != "Disabled" {
+			return fmt.Errorf("the key is %s", key.State)
+		}
+		if err := r.kms.EnableKey(ctx, r.second.ID); err != nil {
+			return err
+		}
+		_, err = r.probe(ctx, r.second.ID)
+		return err
+	}},
+	{"cancel deletion twice", []string{"cancel deletion"}, func(r *run, ctx context.Context) error {
+		return wantError(r.kms.CancelDeletion(ctx, r.second.ID), cloud.ErrState)
 	}},
 
 	// Events.
