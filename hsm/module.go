@@ -232,8 +232,8 @@ func (m *module) initialise() (generation int, err error) {
 	if again {
 		if wait := m.reinitEvery - time.Since(m.lastTry); !m.lastTry.IsZero() && wait > 0 {
 			m.mu.Unlock()
-			return 0, &fault{class: Transient, err: fmt.Errorf("%w, and initialising PKCS#11 module %s again is not due for %v: %w",
-				ErrTokenUnavailable, m.path, wait.Round(time.Millisecond), cause)}
+			return 0, &fault{class: Transient, err: fmt.Errorf("%w: %w; the module is initialised again in %v",
+				ErrTokenUnavailable, cause, max(wait.Round(time.Second), time.Second))}
 		}
 		m.lastTry = time.Now()
 	}
@@ -283,7 +283,7 @@ func (m *module) hint(err error) string {
 		}
 		return fmt.Sprintf(": the module refuses [hsm.%s] init_reserved", m.owner)
 	case pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED:
-		return ": see the module's own configuration and log, and whether byokd's user may read its files"
+		return ": see the module's own configuration and log, whether byokd's user may read its files, and whether its unit's sandbox lets it (docs/service.md)"
 	}
 	return ""
 }

@@ -570,7 +570,7 @@ func (t *Token) findSlot(m *module, generation int) (uint, pkcs11.TokenInfo, err
 	if len(others) > 0 {
 		err = fmt.Errorf("%w, only %s", err, strings.Join(others, ", "))
 	}
-	err = fmt.Errorf("%w: attach it, let byokd's user read it, or correct [hsm.%s]", err, t.cfg.Name)
+	err = fmt.Errorf("%w: attach it, let byokd's user read it (a token in files is its maker's), or correct [hsm.%s]", err, t.cfg.Name)
 	m.miss(t, generation, err)
 	return 0, ti, &fault{class: Transient, err: err}
 }

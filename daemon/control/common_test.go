@@ -12,7 +12,7 @@ import (
 // the group, a job or a time; what fewer have stays theirs.
 func TestFindCommon(t *testing.T) {
 	messages := []string{
-		"byokd cannot look: list keys byokd/%[1]s/…: token unavailable, again is not due for %[2]d.978s",
+		"byokd cannot look: list keys byokd/%[1]s/…: token unavailable; the module is initialised again in %[2]ds",
 		"rotate job 019aa000-0000-7000-8000-00000000000%[2]d: alias/%[1]s: cannot be reached; tried again at 2026-11-23T18:00:0%[2]dZ",
 		"/etc/byokd/groups.d/%[1]s.toml:2:1: rotation.every: \"90 days\" is no duration",
 		"HSM object byokd/%[1]s/%[2]d, ID 0000000000000000000000000000000%[2]d, is not on the token: generation %[2]d cannot be imported again",
