@@ -24,7 +24,7 @@ func TestAgainstSimulator(t *testing.T) {
 	t.Cleanup(server.Close)
 	s := settingsFor(server.URL)
 	s.WrappingKeySpec = "RSA_2048" // quick to make
-	s.GetParametersForImportPerSecond = 1000
+	s.Quotas = map[string]float64{"GetParametersForImport": 1000}
 	c := open(t, s)
 	k, err := c.KMS("prod", region)
 	if err != nil {

@@ -236,8 +236,11 @@ func (s *session) attempt(
 		// A request for credentials on behalf of another.
 		r = request{service: service, operation: operation}
 	}
-	if r.quota != nil {
-		if err := r.quota.wait(ctx); err != nil {
+	quota := s.bucket(r.action())
+	var its turn
+	if quota != nil {
+		var err error
+		if its, err = quota.wait(ctx); err != nil {
 			return smithymiddleware.FinalizeOutput{}, smithymiddleware.Metadata{}, err
 		}
 	}
@@ -255,6 +258,9 @@ func (s *session) attempt(
 		return out, metadata, err
 	}
 
+	if quota != nil {
+		quota.answered(its)
+	}
 	requestID, _ := awsmiddleware.GetRequestIDMetadata(metadata)
 	date, hasDate := awsmiddleware.GetServerTime(metadata)
 	if hasDate && requestID != "" && service == ServiceKMS {
@@ -272,8 +278,13 @@ func (s *session) attempt(
 		switch api, ok := apiError(err); {
 		case ok:
 			code = api.ErrorCode()
-			if judge(code, a.status).kind == ErrCredentials {
+			switch judge(code, a.status).kind {
+			case ErrCredentials:
 				id.drop()
+			case ErrThrottled:
+				if quota != nil {
+					quota.throttle(its)
+				}
 			}
 		case a.status != 0:
 			code = "foreign"

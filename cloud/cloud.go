@@ -46,9 +46,10 @@ type Settings struct {
 	// Regional are overrides per Region; they come first.
 	Regional map[string]Endpoints
 
-	// GetParametersForImportPerSecond is the quota kept for each account and
-	// Region; 0 is AWS's default of 1 (KMS Developer Guide, "Request quotas").
-	GetParametersForImportPerSecond float64
+	// Quotas replaces AWS's default quotas of KMS operations, by name such as
+	// CreateKey, in requests per second for each account and Region; see
+	// [DefaultQuotas].
+	Quotas map[string]float64
 
 	// Credentials by name.
 	Credentials map[string]Credential
@@ -78,7 +79,7 @@ type Cloud struct {
 	mu          sync.Mutex
 	credentials map[string]Credential
 	sessions    map[sessionKey]*session
-	paces       map[string]*pace // per account, or credential, and Region
+	buckets     map[bucketKey]*bucket
 	clocks      map[string]*clock
 	transport   *http.Transport // nil: not made yet
 }
@@ -93,9 +94,6 @@ func New(s Settings) *Cloud {
 	if s.WrappingKeySpec == "" {
 		s.WrappingKeySpec = "RSA_4096"
 	}
-	if s.GetParametersForImportPerSecond <= 0 {
-		s.GetParametersForImportPerSecond = 1
-	}
 	if s.Timeout <= 0 {
 		s.Timeout = time.Minute
 	}
@@ -108,7 +106,7 @@ func New(s Settings) *Cloud {
 		log:         s.Logger,
 		credentials: maps.Clone(s.Credentials),
 		sessions:    make(map[sessionKey]*session),
-		paces:       make(map[string]*pace),
+		buckets:     make(map[bucketKey]*bucket),
 		clocks:      make(map[string]*clock),
 	}
 }
@@ -272,26 +270,6 @@ func (s *session) events() (*eventbridge.Client, error) {
 		HTTPSignerV4: new(signer),
 	})
 	return s.eventbridge, nil
-}
-
-// importPace returns the bucket of GetParametersForImport. It belongs to the
-// account where that is known, so that two credentials of one account share it.
-func (s *session) importPace() *pace {
-	s.mu.Lock()
-	owner := s.account
-	s.mu.Unlock()
-	if owner == "" {
-		owner = "credential " + s.name
-	}
-	key := owner + " " + s.region
-	s.cloud.mu.Lock()
-	defer s.cloud.mu.Unlock()
-	p := s.cloud.paces[key]
-	if p == nil {
-		p = newPace(s.cloud.settings.GetParametersForImportPerSecond)
-		s.cloud.paces[key] = p
-	}
-	return p
 }
 
 // A clock tells AWS's time from the Date of its latest answer. The zero value

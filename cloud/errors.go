@@ -277,7 +277,6 @@ type request struct {
 	target    string
 	changes   bool   // sent at most once where it may have been carried out
 	grant     string // what to grant, in a message; "": what the operation needs
-	quota     *pace  // each attempt waits for a turn; nil: none
 }
 
 func (r request) action() string { return r.service + ":" + r.operation }

@@ -1,9 +1,34 @@
 package cloud
 
-import "context"
+import (
+	"context"
+	"log/slog"
+	"time"
+)
 
-// NewPace makes the wait function of a quota bucket.
-func NewPace(perSecond float64) func(context.Context) error { return newPace(perSecond).wait }
+// A Bucket is one quota for tests.
+type Bucket struct{ b *bucket }
+
+func NewBucket(perSecond float64) Bucket {
+	return Bucket{newBucket("kms:Test", "", perSecond, slog.New(slog.DiscardHandler))}
+}
+
+func (b Bucket) Wait(ctx context.Context) (turn, error) { return b.b.wait(ctx) }
+func (b Bucket) Answered(t turn)                        { b.b.answered(t) }
+func (b Bucket) Throttle(t turn)                        { b.b.throttle(t) }
+
+func (b Bucket) Rate() float64 {
+	b.b.mu.Lock()
+	defer b.b.mu.Unlock()
+	return b.b.rate(time.Now())
+}
+
+// What a bucket reckons with.
+const (
+	QuotaMargin = quotaMargin
+	Recovery    = recovery
+	LeastRate   = leastRate
+)
 
 // ListLimit is the bound of FindKeys without the tagging API.
 const ListLimit = listLimit

@@ -229,7 +229,6 @@ func (k *KMS) DescribeKey(ctx context.Context, keyID string) (Key, error) {
 func (k *KMS) ParametersForImport(ctx context.Context, keyID, algorithm string) (ImportParameters, error) {
 	spec := k.cloud.settings.WrappingKeySpec
 	r := reads("GetParametersForImport", keyID)
-	r.quota = k.importPace()
 	out, err := send(ctx, k.session, r, func(ctx context.Context) (*kms.GetParametersForImportOutput, error) {
 		return k.client.GetParametersForImport(ctx, &kms.GetParametersForImportInput{
 			KeyId:             &keyID,

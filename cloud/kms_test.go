@@ -249,7 +249,7 @@ func TestQuota(t *testing.T) {
 		return parameters(t, rsaKey(4096, 65537))
 	})
 	s := f.settings()
-	s.GetParametersForImportPerSecond = 0.001
+	s.Quotas = map[string]float64{"GetParametersForImport": 0.001}
 	s.Credentials["same"] = static()
 	s.Credentials["other"] = cloud.Credential{AccessKeyCSV: func() ([]byte, error) {
 		return []byte(strings.ReplaceAll(accessKeyCSV, csvID, "AKIAOTHER")), nil
@@ -294,7 +294,7 @@ func TestQuotaOfAttempts(t *testing.T) {
 	defer cancel()
 	f := newFake(t, sequence(awsError("ThrottlingException")))
 	s := f.settings()
-	s.GetParametersForImportPerSecond = 0.001
+	s.Quotas = map[string]float64{"GetParametersForImport": 0.001}
 	s.Observer = func(string, string, time.Duration) {
 		// Well past the SDK's own wait, which is a second at most.
 		time.AfterFunc(1500*time.Millisecond, cancel)

@@ -1,44 +1,398 @@
 package cloud
 
 import (
+	"cmp"
+	"container/heap"
 	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 )
 
-// A pace hands out turns at a steady rate, in the order in which they were
-// asked for. It has no burst: AWS does not publish how large a burst its own
-// buckets bear.
-type pace struct {
-	interval time.Duration
-	turn     chan struct{} // held by the one who waits for next
-	next     time.Time     // when the next turn may begin; guarded by turn
+// requestQuotas are AWS's default quotas of the requests that byokd sends, by
+// IAM action, in requests per second for one account and Region.
+//
+// Source: AWS KMS Developer Guide, "Request quotas"; of tag:GetResources, Tag
+// Editor User Guide, "Service quotas".
+var requestQuotas = map[string]float64{
+	"kms:CancelKeyDeletion":         5,
+	"kms:CreateAlias":               5,
+	"kms:CreateGrant":               50,
+	"kms:CreateKey":                 5,
+	"kms:DeleteImportedKeyMaterial": 15,
+	"kms:DescribeKey":               2000,
+	"kms:DisableKey":                5,
+	"kms:EnableKey":                 5,
+	"kms:GetKeyLastUsage":           5,
+	"kms:GetKeyPolicy":              1000,
+	"kms:GetKeyRotationStatus":      1000,
+	"kms:GetParametersForImport":    1,
+	"kms:ImportKeyMaterial":         15,
+	"kms:ListAliases":               500,
+	"kms:ListGrants":                100,
+	"kms:ListKeyRotations":          100,
+	"kms:ListKeys":                  500,
+	"kms:ListResourceTags":          2000,
+	"kms:PutKeyPolicy":              15,
+	"kms:RotateKeyOnDemand":         5,
+	"kms:ScheduleKeyDeletion":       15,
+	"kms:TagResource":               10,
+	"kms:UntagResource":             5,
+	"kms:UpdateAlias":               5,
+	"kms:UpdateKeyDescription":      5,
+	cryptographic:                   10_000,
+	"tag:GetResources":              15,
 }
 
-func newPace(perSecond float64) *pace {
-	return &pace{
-		interval: time.Duration(float64(time.Second) / perSecond),
-		turn:     make(chan struct{}, 1),
-	}
+// cryptographic names the quota that all cryptographic operations with symmetric
+// keys share.
+const cryptographic = "kms:cryptographic operations (symmetric)"
+
+// cryptographicQuotas are those of the Regions that have more of it.
+//
+// Source: AWS KMS Developer Guide, "Request quotas".
+var cryptographicQuotas = map[string]float64{
+	"us-east-1": 100_000, "us-west-2": 100_000, "eu-west-1": 100_000,
+	"us-east-2": 20_000, "ap-southeast-1": 20_000, "ap-southeast-2": 20_000, "ap-northeast-1": 20_000,
+	"eu-central-1": 20_000, "eu-west-2": 20_000,
 }
+
+// importQuota is that of the scarce request: one a second by default, and one for
+// each import.
+const importQuota = "kms:GetParametersForImport"
+
+// DefaultQuotas returns AWS's default quotas of the KMS operations that byokd
+// sends, in requests per second for one account and Region.
+func DefaultQuotas() map[string]float64 {
+	quotas := make(map[string]float64)
+	for action, perSecond := range requestQuotas {
+		if operation, ok := strings.CutPrefix(action, ServiceKMS+":"); ok && action != cryptographic {
+			quotas[operation] = perSecond
+		}
+	}
+	return quotas
+}
+
+// quotaOf returns the name of the quota that a request counts against, and AWS's
+// default for it; 0: none is kept.
+func quotaOf(action, region string) (name string, perSecond float64) {
+	if action == "kms:Encrypt" || action == "kms:Decrypt" {
+		return cryptographic, cmp.Or(cryptographicQuotas[region], requestQuotas[cryptographic])
+	}
+	return action, requestQuotas[action]
+}
+
+// A Priority says which of those who wait for a quota goes first.
+type Priority int
+
+// The priorities, lowest first. Within one, who came first goes first.
+const (
+	Background Priority = iota // looks that no job waits for
+	Routine                    // jobs
+	Expiring                   // jobs that renew what is about to expire
+	Asked                      // jobs that a person asked for
+)
+
+type priorityKey struct{}
+
+// WithPriority returns a context whose requests wait for quotas with a priority;
+// the priority of others is Background.
+func WithPriority(ctx context.Context, p Priority) context.Context {
+	return context.WithValue(ctx, priorityKey{}, p)
+}
+
+const (
+	// quotaMargin is what is left of a quota, so that two requests that take
+	// their way in different times do not meet.
+	quotaMargin = 0.005
+
+	// roundTrips is of how many answers the shortest round trip is taken.
+	roundTrips = 16
+
+	// After a request that was throttled a bucket goes on at this part of its
+	// rate, is back at the rate after recovery, and grows faster from there. It is
+	// the curve of CUBIC (RFC 9438) and of the AWS SDKs' adaptive retries, slower.
+	lowered  = 0.7
+	recovery = 2 * time.Minute
+
+	// leastRate is the part of its quota below which a bucket is never lowered.
+	leastRate = 1.0 / 20
+)
+
+// A bucket hands out turns at one request quota of an account and Region: at a
+// steady rate, by priority, and to those who came first. It has no burst: AWS
+// does not publish how large a burst its own buckets bear.
+//
+// Requests must be as far apart when they arrive as when they are sent, so a turn
+// also waits for what the one before took longer on its way than the fastest do.
+type bucket struct {
+	action string
+	region string
+	quota  float64 // requests per second
+	log    *slog.Logger
+
+	mu      sync.Mutex
+	next    time.Time // when the next turn may begin
+	last    time.Time // when the latest one began
+	queue   turnQueue
+	arrived int         // how many have ever queued
+	timer   *time.Timer // nil: nobody has queued yet
+
+	trips [roundTrips]time.Duration // the latest round trips
+	seen  int                       // how many there ever were
+
+	ceiling   float64   // the rate at which AWS last throttled; 0: the quota is kept to
+	loweredAt time.Time // when
+	throttled int       // requests that were, ever
+}
+
+func newBucket(action, region string, perSecond float64, log *slog.Logger) *bucket {
+	return &bucket{action: action, region: region, quota: perSecond, log: log}
+}
+
+// A turn is the leave to send one request.
+type turn struct{ at time.Time }
 
 // wait returns when it is the caller's turn. A caller that gives up uses up no
 // turn, so that the parked jobs of one HSM do not hold up those of another.
-func (p *pace) wait(ctx context.Context) error {
+func (b *bucket) wait(ctx context.Context) (turn, error) {
+	if err := ctx.Err(); err != nil {
+		return turn{}, err
+	}
+	priority, _ := ctx.Value(priorityKey{}).(Priority)
+	b.mu.Lock()
+	if now := time.Now(); len(b.queue) == 0 && !now.Before(b.next) {
+		defer b.mu.Unlock()
+		return b.begin(now), nil
+	}
+	b.arrived++
+	w := &waiter{priority: priority, number: b.arrived, ready: make(chan turn, 1)}
+	heap.Push(&b.queue, w)
+	b.arm()
+	b.mu.Unlock()
 	select {
-	case p.turn <- struct{}{}:
-		defer func() { <-p.turn }()
+	case t := <-w.ready:
+		return t, nil
 	case <-ctx.Done():
-		return ctx.Err()
 	}
-	if d := time.Until(p.next); d > 0 {
-		timer := time.NewTimer(d)
-		defer timer.Stop()
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			return ctx.Err()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if w.index >= 0 {
+		heap.Remove(&b.queue, w.index)
+	} else if t := <-w.ready; t.at.Equal(b.last) { // it came in the same moment
+		b.next = t.at
+	}
+	b.arm()
+	return turn{}, ctx.Err()
+}
+
+// begin starts a turn.
+func (b *bucket) begin(now time.Time) turn {
+	b.last, b.next = now, now.Add(b.interval(now))
+	return turn{now}
+}
+
+// arm has the first of the queue served when its time comes.
+func (b *bucket) arm() {
+	switch {
+	case len(b.queue) == 0:
+		if b.timer != nil {
+			b.timer.Stop()
 		}
+	case b.timer == nil:
+		b.timer = time.AfterFunc(time.Until(b.next), b.serve)
+	default:
+		b.timer.Reset(time.Until(b.next))
 	}
-	p.next = time.Now().Add(p.interval)
-	return nil
+}
+
+// serve lets the first of the queue begin if its time has come.
+func (b *bucket) serve() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if now := time.Now(); len(b.queue) > 0 && !now.Before(b.next) {
+		heap.Pop(&b.queue).(*waiter).ready <- b.begin(now)
+	}
+	b.arm()
+}
+
+// answered tells of the answer to a turn's request. The request may have arrived
+// as late as its answer is later than the fastest one's.
+func (b *bucket) answered(t turn) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	trip := now.Sub(t.at)
+	late := trip
+	if n := min(b.seen, roundTrips); n > 0 {
+		late = max(0, trip-slices.Min(b.trips[:n]))
+	}
+	b.trips[b.seen%roundTrips] = trip
+	b.seen++
+	if next := t.at.Add(b.interval(now) + late); t.at.Equal(b.last) && next.After(b.next) {
+		b.next = next
+		b.arm()
+	}
+}
+
+// throttle tells that AWS has refused a turn's request, since others use the
+// quota too, or since it is less than byokd thinks. Of several requests that were
+// on their way at once the first one lowers the rate.
+func (b *bucket) throttle(t turn) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.throttled++
+	if !t.at.After(b.loweredAt) {
+		return
+	}
+	now := time.Now()
+	level := slog.LevelDebug
+	if b.ceiling == 0 {
+		level = slog.LevelWarn
+	}
+	b.ceiling, b.loweredAt = b.rate(now), now
+	b.next = now.Add(b.interval(now))
+	b.arm()
+	b.log.Log(context.Background(), level, "AWS throttles: others use this quota too, or it is lower than byokd.toml says; byokd is slower for some minutes",
+		"operation", b.action, "region", b.region, "quota", b.quota, "per_second", b.rate(now))
+}
+
+// rate is how many requests per second are sent.
+func (b *bucket) rate(now time.Time) float64 {
+	if b.ceiling == 0 {
+		return b.quota
+	}
+	x := now.Sub(b.loweredAt).Seconds()/recovery.Seconds() - 1
+	rate := b.ceiling * (1 + (1-lowered)*x*x*x)
+	if rate >= b.quota {
+		b.ceiling = 0
+		return b.quota
+	}
+	return max(rate, b.quota*leastRate)
+}
+
+func (b *bucket) interval(now time.Time) time.Duration {
+	return time.Duration(float64(time.Second) / (b.rate(now) * (1 - quotaMargin)))
+}
+
+// A waiter waits for its turn.
+type waiter struct {
+	priority Priority
+	number   int // in the order of arrival
+	ready    chan turn
+	index    int // in the queue; -1: its turn has come
+}
+
+// A turnQueue is a heap of those who wait, the next one first.
+type turnQueue []*waiter
+
+func (q turnQueue) Len() int { return len(q) }
+
+func (q turnQueue) Less(i, j int) bool {
+	if q[i].priority != q[j].priority {
+		return q[i].priority > q[j].priority
+	}
+	return q[i].number < q[j].number
+}
+
+func (q turnQueue) Swap(i, j int) {
+	q[i], q[j] = q[j], q[i]
+	q[i].index, q[j].index = i, j
+}
+
+func (q *turnQueue) Push(w any) {
+	w.(*waiter).index = len(*q)
+	*q = append(*q, w.(*waiter))
+}
+
+func (q *turnQueue) Pop() any {
+	last := len(*q) - 1
+	w := (*q)[last]
+	(*q)[last] = nil
+	*q = (*q)[:last]
+	w.index = -1
+	return w
+}
+
+// bucketKey names a quota of an account, or of a credential while its account is
+// not known, so that two credentials of one account share it.
+type bucketKey struct {
+	account, credential string // one of them is ""
+	region              string
+	name                string // an IAM action, or what several share
+}
+
+// bucket returns the bucket of an operation; nil: no quota is kept.
+func (s *session) bucket(action string) *bucket {
+	name, perSecond := quotaOf(action, s.region)
+	if perSecond == 0 {
+		return nil
+	}
+	key := bucketKey{region: s.region, name: name}
+	s.mu.Lock()
+	key.account = s.account
+	s.mu.Unlock()
+	if key.account == "" {
+		key.credential = s.name
+	}
+	c := s.cloud
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	b := c.buckets[key]
+	if b == nil {
+		if set := c.settings.Quotas[strings.TrimPrefix(name, ServiceKMS+":")]; set > 0 {
+			perSecond = set
+		}
+		b = newBucket(name, s.region, perSecond, c.log)
+		c.buckets[key] = b
+	}
+	return b
+}
+
+// A QuotaUse is how a request quota of one account and Region is used.
+type QuotaUse struct {
+	Account    string // "" while it is not known
+	Credential string // while the account is not known
+	Region     string
+	Action     string  // IAM action, or what several share
+	Quota      float64 // requests per second, as configured, or AWS's default
+	PerSecond  float64 // what is kept to: less than Quota after AWS has throttled
+	Waiting    int     // requests that wait for their turn
+	Throttled  int     // requests that AWS has refused, since the start
+}
+
+// QuotaUses returns the quotas that have been used since the start, by account,
+// credential, Region and action.
+func (c *Cloud) QuotaUses() []QuotaUse {
+	c.mu.Lock()
+	buckets := maps.Clone(c.buckets)
+	c.mu.Unlock()
+	var uses []QuotaUse
+	for key, b := range buckets {
+		b.mu.Lock()
+		uses = append(uses, QuotaUse{Account: key.account, Credential: key.credential, Region: key.region, Action: key.name,
+			Quota: b.quota, PerSecond: b.rate(time.Now()), Waiting: len(b.queue), Throttled: b.throttled})
+		b.mu.Unlock()
+	}
+	slices.SortFunc(uses, func(a, b QuotaUse) int {
+		return cmp.Or(cmp.Compare(a.Account, b.Account), cmp.Compare(a.Credential, b.Credential), cmp.Compare(a.Region, b.Region), cmp.Compare(a.Action, b.Action))
+	})
+	return uses
+}
+
+// ImportRate returns how many GetParametersForImport a second byokd sends in the
+// account and Region of a credential as things are: the quota, or less after AWS
+// has throttled.
+func (c *Cloud) ImportRate(credential, region string) float64 {
+	s, err := c.session(credential, region)
+	if err != nil {
+		return requestQuotas[importQuota]
+	}
+	b := s.bucket(importQuota)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.rate(time.Now())
 }

@@ -235,10 +235,12 @@ func (d *document) checkAWS(a AWS) {
 		d.endpoint(prefix+".sts", e.STS)
 		d.endpoint(prefix+".tagging", e.Tagging)
 	}
-	const quota = "aws.quotas.get_parameters_for_import"
-	// Written so that NaN is refused too.
-	if q := a.Quotas.GetParametersForImport; d.ok(quota) && !(q > 0 && q <= math.MaxInt32) {
-		d.problemf(quota, "must be more than 0 requests per second")
+	quotas := a.Quotas.Keys()
+	for _, name := range slices.Sorted(maps.Keys(quotas)) {
+		// Written so that NaN is refused too.
+		if key, q := "aws.quotas."+name, *quotas[name]; d.ok(key) && !(q > 0 && q <= math.MaxInt32) {
+			d.problemf(key, "must be more than 0 requests per second")
+		}
 	}
 }
 

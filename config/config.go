@@ -311,11 +311,136 @@ type Endpoints struct {
 }
 
 // Quotas are request quotas of KMS, in requests per second per account and
-// Region.
+// Region, each more than 0. They are those of the operations that byokd sends
+// and whose quota it can reach. Their defaults are AWS's.
+//
+// Source: AWS KMS Developer Guide, "Request quotas".
 type Quotas struct {
-	// GetParametersForImport is the scarce one: requests per second, more than
-	// 0. Default: 1.0, AWS's.
+	// GetParametersForImport is the scarce one, of which each import needs one:
+	// requests per second, more than 0. Default: 1.0, AWS's.
 	GetParametersForImport float64 `toml:"get_parameters_for_import"`
+
+	// ImportKeyMaterial is that of imports: requests per second, more than 0.
+	// Default: 15.0, AWS's.
+	ImportKeyMaterial float64 `toml:"import_key_material"`
+
+	// DeleteImportedKeyMaterial is that of deleting key material: requests per
+	// second, more than 0. Default: 15.0, AWS's.
+	DeleteImportedKeyMaterial float64 `toml:"delete_imported_key_material"`
+
+	// CreateKey is that of making KMS keys: requests per second, more than 0.
+	// Default: 5.0, AWS's.
+	CreateKey float64 `toml:"create_key"`
+
+	// CreateAlias is that of making aliases: requests per second, more than 0.
+	// Default: 5.0, AWS's.
+	CreateAlias float64 `toml:"create_alias"`
+
+	// UpdateAlias is that of moving aliases: requests per second, more than 0.
+	// Default: 5.0, AWS's.
+	UpdateAlias float64 `toml:"update_alias"`
+
+	// PutKeyPolicy is that of writing key policies: requests per second, more
+	// than 0. Default: 15.0, AWS's.
+	PutKeyPolicy float64 `toml:"put_key_policy"`
+
+	// TagResource is that of setting tags: requests per second, more than 0.
+	// Default: 10.0, AWS's.
+	TagResource float64 `toml:"tag_resource"`
+
+	// UntagResource is that of removing tags: requests per second, more than 0.
+	// Default: 5.0, AWS's.
+	UntagResource float64 `toml:"untag_resource"`
+
+	// UpdateKeyDescription is that of writing descriptions: requests per
+	// second, more than 0. Default: 5.0, AWS's.
+	UpdateKeyDescription float64 `toml:"update_key_description"`
+
+	// EnableKey is that of enabling keys: requests per second, more than 0.
+	// Default: 5.0, AWS's.
+	EnableKey float64 `toml:"enable_key"`
+
+	// DisableKey is that of disabling keys: requests per second, more than 0.
+	// Default: 5.0, AWS's.
+	DisableKey float64 `toml:"disable_key"`
+
+	// ScheduleKeyDeletion is that of scheduling deletions: requests per second,
+	// more than 0. Default: 15.0, AWS's.
+	ScheduleKeyDeletion float64 `toml:"schedule_key_deletion"`
+
+	// CancelKeyDeletion is that of cancelling deletions: requests per second,
+	// more than 0. Default: 5.0, AWS's.
+	CancelKeyDeletion float64 `toml:"cancel_key_deletion"`
+
+	// RotateKeyOnDemand is that of rotating keys in place: requests per second,
+	// more than 0. Default: 5.0, AWS's.
+	RotateKeyOnDemand float64 `toml:"rotate_key_on_demand"`
+
+	// ListKeyRotations is that of listing the key materials of a key: requests
+	// per second, more than 0. Default: 100.0, AWS's.
+	ListKeyRotations float64 `toml:"list_key_rotations"`
+
+	// GetKeyLastUsage is that of asking when a key was used: requests per
+	// second, more than 0. Default: 5.0, AWS's.
+	GetKeyLastUsage float64 `toml:"get_key_last_usage"`
+
+	// CreateGrant is that of copying grants: requests per second, more than 0.
+	// Default: 50.0, AWS's.
+	CreateGrant float64 `toml:"create_grant"`
+
+	// ListGrants is that of listing grants: requests per second, more than 0.
+	// Default: 100.0, AWS's.
+	ListGrants float64 `toml:"list_grants"`
+}
+
+// Keys returns the quotas by their keys in [aws.quotas].
+func (q *Quotas) Keys() map[string]*float64 {
+	return map[string]*float64{
+		"get_parameters_for_import":    &q.GetParametersForImport,
+		"import_key_material":          &q.ImportKeyMaterial,
+		"delete_imported_key_material": &q.DeleteImportedKeyMaterial,
+		"create_key":                   &q.CreateKey,
+		"create_alias":                 &q.CreateAlias,
+		"update_alias":                 &q.UpdateAlias,
+		"put_key_policy":               &q.PutKeyPolicy,
+		"tag_resource":                 &q.TagResource,
+		"untag_resource":               &q.UntagResource,
+		"update_key_description":       &q.UpdateKeyDescription,
+		"enable_key":                   &q.EnableKey,
+		"disable_key":                  &q.DisableKey,
+		"schedule_key_deletion":        &q.ScheduleKeyDeletion,
+		"cancel_key_deletion":          &q.CancelKeyDeletion,
+		"rotate_key_on_demand":         &q.RotateKeyOnDemand,
+		"list_key_rotations":           &q.ListKeyRotations,
+		"get_key_last_usage":           &q.GetKeyLastUsage,
+		"create_grant":                 &q.CreateGrant,
+		"list_grants":                  &q.ListGrants,
+	}
+}
+
+// defaultQuotas are AWS's.
+func defaultQuotas() Quotas {
+	return Quotas{
+		GetParametersForImport:    1,
+		ImportKeyMaterial:         15,
+		DeleteImportedKeyMaterial: 15,
+		CreateKey:                 5,
+		CreateAlias:               5,
+		UpdateAlias:               5,
+		PutKeyPolicy:              15,
+		TagResource:               10,
+		UntagResource:             5,
+		UpdateKeyDescription:      5,
+		EnableKey:                 5,
+		DisableKey:                5,
+		ScheduleKeyDeletion:       15,
+		CancelKeyDeletion:         5,
+		RotateKeyOnDemand:         5,
+		ListKeyRotations:          100,
+		GetKeyLastUsage:           5,
+		CreateGrant:               50,
+		ListGrants:                100,
+	}
 }
 
 // Events is the EventBridge side: [events].
@@ -468,7 +593,7 @@ func defaultConfig(path string, opts Options) *Config {
 		Timezone:   "UTC",
 		Settle:     Duration(time.Second),
 		DriftCheck: Duration(time.Hour),
-		AWS:        AWS{WrappingKeySpec: "RSA_4096", Quotas: Quotas{GetParametersForImport: 1}},
+		AWS:        AWS{WrappingKeySpec: "RSA_4096", Quotas: defaultQuotas()},
 		Events:     Events{Enabled: true, Bus: "default", Source: "byokd"},
 		Log:        Log{Level: "info", Format: "auto"},
 		Retention:  Retention{Jobs: Duration(400 * day)},

@@ -106,7 +106,7 @@ func TestDefaults(t *testing.T) {
 		Timezone:   "UTC",
 		Settle:     config.Duration(time.Second),
 		DriftCheck: config.Duration(time.Hour),
-		AWS:        config.AWS{WrappingKeySpec: "RSA_4096", Quotas: config.Quotas{GetParametersForImport: 1}},
+		AWS:        config.AWS{WrappingKeySpec: "RSA_4096", Quotas: awsQuotas},
 		Events:     config.Events{Enabled: true, Bus: "default", Source: "byokd"},
 		Log:        config.Log{Level: "info", Format: "auto"},
 		Retention:  config.Retention{Jobs: config.Duration(400 * 24 * time.Hour)},
@@ -294,6 +294,7 @@ default_chain = true
 [aws]
 kms_endpoint = "https://example.com"
 quotas.get_parameters_for_import = 5
+quotas.update_alias = 1.5
 endpoints.eu-central-1.kms = "https://example.com"
 [log]
 level = "debug"
@@ -312,7 +313,7 @@ jobs = "30d"
 		t.Errorf("follow SIGHUP (-want +got):\n%s", diff)
 	}
 	if diff := cmp.Diff([]string{
-		"aws.endpoints.eu-central-1", "aws.kms_endpoint", "aws.quotas.get_parameters_for_import", "groups_dir",
+		"aws.endpoints.eu-central-1", "aws.kms_endpoint", "aws.quotas.get_parameters_for_import", "aws.quotas.update_alias", "groups_dir",
 		"hsm.main.key_template.CKA_DERIVE", "hsm.main.pin_file", "hsm.second", "metrics.listen", "retention.jobs", "state_dir",
 	}, restart); diff != "" {
 		t.Errorf("need a restart (-want +got):\n%s", diff)
@@ -402,4 +403,12 @@ func dropped(drop []string, key string) bool {
 		}
 	}
 	return false
+}
+
+// awsQuotas are AWS's defaults.
+var awsQuotas = config.Quotas{
+	GetParametersForImport: 1, ImportKeyMaterial: 15, DeleteImportedKeyMaterial: 15, CreateKey: 5, CreateAlias: 5, UpdateAlias: 5,
+	PutKeyPolicy: 15, TagResource: 10, UntagResource: 5, UpdateKeyDescription: 5, EnableKey: 5, DisableKey: 5,
+	ScheduleKeyDeletion: 15, CancelKeyDeletion: 5, RotateKeyOnDemand: 5, ListKeyRotations: 100, GetKeyLastUsage: 5,
+	CreateGrant: 50, ListGrants: 100,
 }

@@ -347,12 +347,17 @@ var forms = map[string]jsonObject{
 	"aws.previous_name": {{"pattern", "^$|" + groupName.String()}},
 	"aws.tags": {{"maxProperties", maxTags}, {"propertyNames", jsonObject{{"pattern", tagText.String()}, {"minLength", 1}, {"maxLength", maxTagKey},
 		{"not", jsonObject{{"pattern", "^([Aa][Ww][Ss]|byokd):"}}}}}},
-	"aws.tags.TAG":                         {{"pattern", tagText.String()}, {"maxLength", maxTagValue}},
-	"events.region":                        {{"pattern", "^$|" + regionName.String()}},
-	"events.source":                        {{"minLength", 1}, {"not", jsonObject{{"pattern", `^aws\.`}}}},
-	"credentials.NAME.account":             {{"pattern", "^$|" + accountID.String()}},
-	"hooks":                                {{"propertyNames", jsonObject{{"enum", append([]string{"*"}, detailTypes...)}}}},
-	"aws.quotas.get_parameters_for_import": {{"exclusiveMinimum", 0}},
+	"aws.tags.TAG":             {{"pattern", tagText.String()}, {"maxLength", maxTagValue}},
+	"events.region":            {{"pattern", "^$|" + regionName.String()}},
+	"events.source":            {{"minLength", 1}, {"not", jsonObject{{"pattern", `^aws\.`}}}},
+	"credentials.NAME.account": {{"pattern", "^$|" + accountID.String()}},
+	"hooks":                    {{"propertyNames", jsonObject{{"enum", append([]string{"*"}, detailTypes...)}}}},
+}
+
+func init() {
+	for name := range new(Quotas).Keys() {
+		forms["aws.quotas."+name] = jsonObject{{"exclusiveMinimum", 0}}
+	}
 }
 
 // durationPattern is what ParseDuration takes.

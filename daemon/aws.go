@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"time"
 
 	"byokd/cloud"
@@ -28,9 +29,22 @@ func configuredCloud(cfg *config.Config) cloud.Settings {
 		WrappingKeySpec: cfg.AWS.WrappingKeySpec, UseFIPS: cfg.AWS.UseFIPSEndpoint, UseDualStack: cfg.AWS.UseDualstackEndpoint,
 		KMSEndpoint: cfg.AWS.KMSEndpoint, EventBridgeEndpoint: cfg.AWS.EventBridgeEndpoint,
 		STSEndpoint: cfg.AWS.STSEndpoint, TaggingEndpoint: cfg.AWS.TaggingEndpoint, Regional: regional,
-		GetParametersForImportPerSecond: cfg.AWS.Quotas.GetParametersForImport,
-		Credentials:                     credentials(cfg),
+		Quotas:      quotas(cfg),
+		Credentials: credentials(cfg),
 	}
+}
+
+// quotas are the [aws.quotas] of byokd.toml, by operation.
+func quotas(cfg *config.Config) map[string]float64 {
+	all := make(map[string]float64)
+	for key, perSecond := range cfg.AWS.Quotas.Keys() {
+		operation := ""
+		for word := range strings.SplitSeq(key, "_") {
+			operation += strings.ToUpper(word[:1]) + word[1:]
+		}
+		all[operation] = *perSecond
+	}
+	return all
 }
 
 // credentials are the [credentials] of byokd.toml.

@@ -718,7 +718,7 @@ func (d *Daemon) force(ctx context.Context, g *config.Group, row jobstore.Group)
 	if err != nil || seen {
 		return err
 	}
-	_, _, err = d.enqueue(ctx, ask{kind: lifecycle.Rotate, group: g, trigger: triggerForce, key: forceKey(value)})
+	_, _, err = d.enqueue(ctx, ask{kind: lifecycle.Rotate, group: g, trigger: triggerForce, key: forceKey(value), urgent: true})
 	return err
 }
 

@@ -61,6 +61,7 @@ type world struct {
 	after  func(awssim.Request) *awssim.Fault
 
 	hsm    []hsm.Option
+	quotas string // of [aws.quotas]; "": AWS's
 	stop   context.CancelFunc
 	ended  chan error
 	reload chan struct{}
@@ -76,7 +77,7 @@ func newWorld(t testing.TB) *world {
 // newWorldWith is newWorld with another AWS.
 func newWorldWith(t testing.TB, change func(*awssim.Options)) *world {
 	t.Helper()
-	w := &world{t: t, dir: t.TempDir(), log: &syncBuffer{}, token: hsmtest.NewSoftHSM(t)}
+	w := &world{t: t, dir: t.TempDir(), log: &syncBuffer{}, token: hsmtest.NewSoftHSM(t), quotas: lifted()}
 	o := awssim.Options{Pairs: pairs(),
 		Credentials: []awssim.Credential{{AccessKeyID: accessKey, SecretAccessKey: secretKey, Account: testAccount},
 			{AccessKeyID: "AKIAOTHER", SecretAccessKey: "other", Account: otherAccount},
@@ -146,10 +147,19 @@ eventbridge_endpoint = %[4]q
 sts_endpoint = %[4]q
 tagging_endpoint = %[4]q
 [aws.quotas]
-get_parameters_for_import = 1000.0
+%[5]s
 [log]
 level = "debug"
-`, more, w.token.Module, w.token.Label, w.aws.URL))
+`, more, w.token.Module, w.token.Label, w.aws.URL, w.quotas))
+}
+
+// lifted are quotas so high that nothing waits for them.
+func lifted() string {
+	var b strings.Builder
+	for key := range new(config.Quotas).Keys() {
+		fmt.Fprintf(&b, "%s = 1000.0\n", key)
+	}
+	return b.String()
 }
 
 // group writes a group's file, as configuration management does: beside, then

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"byokd/cloud"
 	"byokd/config"
 	"byokd/daemon/jobstore"
 	"byokd/daemon/lifecycle"
@@ -205,7 +206,18 @@ func (d *Daemon) attempt(ctx context.Context, row *jobstore.Job, job *lifecycle.
 	if notDue(row, l) {
 		return errNotDue
 	}
-	return d.engine.Run(ctx, job)
+	return d.engine.Run(cloud.WithPriority(ctx, priority(row)), job)
+}
+
+// priority says how early a job's requests get their turns at AWS's quotas.
+func priority(row *jobstore.Job) cloud.Priority {
+	switch {
+	case row.Urgent:
+		return cloud.Asked
+	case row.Trigger == triggerExpiry:
+		return cloud.Expiring
+	}
+	return cloud.Routine
 }
 
 // settle stores a job's outcome. It goes on trying for as long as byokd runs:

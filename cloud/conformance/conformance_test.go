@@ -30,7 +30,7 @@ func at(url string) conformance.Target {
 		Region: "eu-central-1", Credential: "run", Bus: "default",
 		Settings: cloud.Settings{
 			KMSEndpoint: url, EventBridgeEndpoint: url, STSEndpoint: url, TaggingEndpoint: url,
-			WrappingKeySpec: "RSA_2048", GetParametersForImportPerSecond: 1000,
+			WrappingKeySpec: "RSA_2048", Quotas: map[string]float64{"GetParametersForImport": 1000},
 			Credentials: map[string]cloud.Credential{"run": {Name: "run", AccessKeyCSV: accessKey}},
 		},
 	}
@@ -143,7 +143,7 @@ func TestHardConformance(t *testing.T) {
 	}))
 	defer server.Close()
 	target := at(server.URL)
-	target.Settings.GetParametersForImportPerSecond = 15
+	target.Settings.Quotas = map[string]float64{"GetParametersForImport": 15}
 	target.Patience = 30 * time.Second
 	outcomes := check(t, target)
 	for _, name := range conformance.Steps() {

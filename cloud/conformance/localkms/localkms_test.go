@@ -84,7 +84,7 @@ func TestConformance(t *testing.T) {
 		Region: "eu-central-1", Credential: "run", Patience: 20 * time.Second, NotRun: notRun, Deviations: deviations,
 		Settings: cloud.Settings{
 			KMSEndpoint: url, STSEndpoint: url, TaggingEndpoint: url,
-			WrappingKeySpec: "RSA_2048", GetParametersForImportPerSecond: 1000,
+			WrappingKeySpec: "RSA_2048", Quotas: map[string]float64{"GetParametersForImport": 1000},
 			Credentials: map[string]cloud.Credential{"run": {Name: "run", AccessKeyCSV: func() ([]byte, error) {
 				return []byte("Access key ID,Secret access key\nAKIACONFORMANCE,secret/of/conformance\n"), nil
 			}}},
