@@ -45,6 +45,11 @@ func TestLeastPolicy(t *testing.T) {
 				t.Errorf("%s was refused to byokd", r.Operation)
 			}
 		}
+		for _, action := range actions { // or what the others look for would be there anyway
+			if w.told(action) {
+				t.Errorf("byokd says that %s is missing, which it has", action)
+			}
+		}
 	})
 	for _, action := range actions {
 		t.Run("without "+action, func(t *testing.T) { newLeastWorld(t, action).flow() })
@@ -120,7 +125,7 @@ func newLeastWorld(t *testing.T, missing string) *leastWorld {
 
 // define writes the file of the group that has everything.
 func (w *leastWorld) define(description, tags string) {
-	w.group("payments", every+"\nkeep_valid_for = \"200d\"\ndisable_previous = true\ndisable_previous_after = \"1h\"\n"+
+	w.group("payments", every+"\nkeep_valid_for = \"200d\"\ndisable_previous = true\ndisable_previous_after = \"1h\"\ngrants = \"copy\"\n"+
 		"delete_previous_material_after = \"4d\"\nschedule_previous_deletion_after = \"10d\"",
 		"description = \""+description+"\"\npolicy_file = \"policy.json\"\n[aws.tags]\n"+tags)
 }
@@ -182,7 +187,7 @@ func (w *leastWorld) flow() {
 		{"the look for generations", func() {}, func() bool { return w.sawKeys("named") }},
 		{"the first generations", func() { w.askRotation("named") }, func() bool { return w.settled("payments", 1) && w.settled("named", 1) && w.alias("named") == w.named }},
 		{"the events of the first generations", func() {}, func() bool { return len(w.eventDetails("KMS Alias Moved")) == 2 }},
-		{"a rotation", func() { w.askRotation("payments"); w.askRotation("named") }, func() bool { return w.settled("payments", 2) && w.settled("named", 2) }},
+		{"a rotation", func() { w.grant(); w.askRotation("payments"); w.askRotation("named") }, func() bool { return w.settled("payments", 2) && w.settled("named", 2) }},
 		{"a changed definition", w.redefine, w.redefined},
 		{"deletion of key material", func() { w.ask(control.SyncRequest{Group: "payments", Generation: new(2), DeleteMaterial: true}) },
 			func() bool { return w.state(2) == "PendingImport" }},
@@ -314,6 +319,15 @@ func (w *leastWorld) redefined() bool {
 func (w *leastWorld) later(d time.Duration) {
 	w.sim.Advance(d)
 	w.at(w.sim.Now())
+}
+
+// grant lets somebody use the key of payments, which byokd is to copy to the next.
+func (w *leastWorld) grant() {
+	w.t.Helper()
+	g := cloud.Grant{Name: "backup", Grantee: "arn:aws:iam::" + testAccount + ":role/backup", Operations: []string{"Decrypt"}}
+	if err := w.admin.CreateGrant(w.t.Context(), w.key(1).ID, g); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 // double makes what an unanswered CreateKey may leave: a second key with the
