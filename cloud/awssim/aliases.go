@@ -1,6 +1,7 @@
 package awssim
 
 import (
+	"errors"
 	"iter"
 	"maps"
 	"strings"
@@ -128,11 +129,13 @@ func (c *call) deleteAlias(in *deleteAliasInput) (any, error) {
 
 // alias finds an alias that is to be changed.
 func (c *call) alias(name string) (*alias, error) {
-	if err := checkAliasName(name); err != nil {
-		return nil, err
-	}
+	err := checkAliasName(name)
+	e, _ := errors.AsType[*apiError](err)
 	a := c.realm.aliases[name]
-	if a == nil {
+	switch {
+	case e != nil && e.code != "InvalidAliasNameException": // which only CreateAlias has
+		return nil, err
+	case a == nil:
 		return nil, fail("NotFoundException", "Alias %s is not found.", c.realm.arn("kms", name))
 	}
 	return a, nil

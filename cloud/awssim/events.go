@@ -125,7 +125,11 @@ func (c *call) putEvents(in *putEventsInput) (any, error) {
 	}
 	entries, failed := []fields{}, 0
 	for _, e := range in.Entries {
-		if code, message := e.problem(); code != "" {
+		code, message := e.problem()
+		if code == "" {
+			code, message = c.elsewhere(deref(e.EventBusName))
+		}
+		if code != "" {
 			entries = append(entries, fields{"ErrorCode": code, "ErrorMessage": message})
 			failed++
 			continue
@@ -162,6 +166,19 @@ func (e *putEventsRequestEntry) problem() (code, message string) {
 		return "MalformedDetail", "Detail is malformed."
 	}
 	return "", ""
+}
+
+// elsewhere returns the error of an entry to a bus that another account or
+// Region has, or two empty strings.
+func (c *call) elsewhere(bus string) (code, message string) {
+	arn := strings.SplitN(bus, ":", 6)
+	switch {
+	case len(arn) < 6 || arn[3] == c.realm.region && arn[4] == c.realm.account:
+		return "", ""
+	case arn[3] != c.realm.region:
+		return "InvalidArgument", "Parameter EventBusName is not valid. Reason: the event bus is in another Region."
+	}
+	return "AccessDeniedException", c.denied(bus) + " because no resource-based policy allows the events:PutEvents action"
 }
 
 // isObject reports whether s is a JSON object that is not nested too deeply, and

@@ -48,6 +48,13 @@ func TestPutEvents(t *testing.T) {
 		{func(e *ebtypes.PutEventsRequestEntry) { e.Detail = aws.String(`{"a":9223372036854775808}`) }, "MalformedDetail", "Detail is malformed."},
 		{func(e *ebtypes.PutEventsRequestEntry) { e.Source = aws.String("aws.kms") }, "NotAuthorizedForSourceException", "Not authorized for the source."},
 		{func(e *ebtypes.PutEventsRequestEntry) {
+			e.EventBusName = aws.String("arn:aws:events:" + region + ":999999999999:event-bus/default")
+		}, "AccessDeniedException", "User: arn:aws:iam::" + account + ":user/awssim is not authorized to perform: events:PutEvents on resource: arn:aws:events:" + region +
+			":999999999999:event-bus/default because no resource-based policy allows the events:PutEvents action"},
+		{func(e *ebtypes.PutEventsRequestEntry) {
+			e.EventBusName = aws.String("arn:aws:events:us-east-1:" + account + ":event-bus/default")
+		}, "InvalidArgument", "Parameter EventBusName is not valid. Reason: the event bus is in another Region."},
+		{func(e *ebtypes.PutEventsRequestEntry) {
 			e.EventBusName = aws.String("arn:aws:events:" + region + ":" + account + ":event-bus/byok")
 			e.Time, e.Resources = &at, []string{"arn:x"}
 		}, "", ""},

@@ -61,6 +61,8 @@ func TestMessages(t *testing.T) {
 		{"CreateAlias", `{"AliasName":"no-prefix","TargetKeyId":"` + id + `"}`, "ValidationException", `Alias must start with the prefix "alias/". Please see https://docs.aws.amazon.com/kms/latest/developerguide/kms-alias.html`},
 		{"CreateAlias", `{"AliasName":"alias/taken","TargetKeyId":"` + id + `"}`, "AlreadyExistsException", "An alias with the name " + arn + "alias/taken already exists"},
 		{"UpdateAlias", `{"AliasName":"alias/none","TargetKeyId":"` + id + `"}`, "NotFoundException", "Alias " + arn + "alias/none is not found."},
+		{"UpdateAlias", `{"AliasName":"alias/aws/kms","TargetKeyId":"` + id + `"}`, "NotFoundException", "Alias " + arn + "alias/aws/kms is not found."},
+		{"DeleteAlias", `{"AliasName":"no-prefix"}`, "ValidationException", `Alias must start with the prefix "alias/". Please see https://docs.aws.amazon.com/kms/latest/developerguide/kms-alias.html`},
 		{"DeleteAlias", `{"AliasName":"alias/none"}`, "NotFoundException", "Alias " + arn + "alias/none is not found."},
 		{"TagResource", `{"KeyId":"` + id + `","Tags":[{"TagKey":"a","TagValue":""},{"TagKey":"a","TagValue":""}]}`, "TagException", "Duplicate tag keys"},
 		{"TagResource", `{"KeyId":"` + id + `","Tags":[{"TagKey":"AWS:a","TagValue":""}]}`, "TagException", "Tags beginning with aws: are reserved"},
