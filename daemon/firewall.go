@@ -8,17 +8,18 @@ import (
 
 	"byokd/cloud"
 	"byokd/config"
+	"byokd/daemon/control"
 )
 
 // A Destination is where byokd connects to for some of its groups.
 type Destination struct {
-	Host     string   `json:"host"`
-	Port     string   `json:"port"`
-	Service  string   `json:"service"` // kms, events, sts, tagging
-	Region   string   `json:"region"`
-	Required bool     `json:"required"` // false: missed without harm
-	Override bool     `json:"override"` // from byokd.toml or the environment, not AWS's own
-	Groups   []string `json:"groups"`
+	Host     string               `json:"host"`
+	Port     string               `json:"port"`
+	Service  string               `json:"service"` // kms, events, sts, tagging
+	Region   string               `json:"region"`
+	Required bool                 `json:"required"` // false: missed without harm
+	Override bool                 `json:"override"` // from byokd.toml or the environment, not AWS's own
+	Groups   control.List[string] `json:"groups"`
 }
 
 // Destinations returns where byokd connects to for groups of a configuration,

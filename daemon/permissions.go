@@ -8,14 +8,15 @@ import (
 
 	"byokd/cloud"
 	"byokd/config"
+	"byokd/daemon/control"
 	"byokd/daemon/lifecycle"
 )
 
 // A PrincipalPolicy is the least IAM policy for one principal.
 type PrincipalPolicy struct {
 	Credential string          `json:"credential"`
-	Role       string          `json:"role"`    // whose policy it is; "": that of the credential's own principal
-	Account    string          `json:"account"` // "": byokd.toml does not say, and any stands in the ARNs
+	Role       control.String  `json:"role"`    // whose policy it is; null: that of the credential's own principal
+	Account    control.String  `json:"account"` // null: byokd.toml does not say, and any stands in the ARNs
 	Policy     cloud.IAMPolicy `json:"policy"`
 
 	// Wide says that the policy names no single group and alias, because it
@@ -70,7 +71,7 @@ func Policies(cfg *config.Config, groups []*config.Group) []PrincipalPolicy {
 			slices.Sort(*list)
 			*list = slices.Compact(*list)
 		}
-		p := PrincipalPolicy{Credential: name, Role: role, Account: s.Account}
+		p := PrincipalPolicy{Credential: name, Role: control.String(role), Account: control.String(s.Account)}
 		p.Policy, p.Wide = s.Policy()
 		all = append(all, p)
 		if role != "" {

@@ -112,7 +112,7 @@ func newLeastWorld(t *testing.T, missing string) *leastWorld {
 	w.define("first", "team = \"a\"\ncost = \"b\"")
 	w.group("named", every+"\nmode = \"in-place\"", "active_key_id = \""+w.named+"\"")
 	for _, p := range w.policies() {
-		principal := p.Role
+		principal := string(p.Role)
 		if principal == "" {
 			principal = byokdUser
 		}

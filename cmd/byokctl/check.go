@@ -43,6 +43,9 @@ policies and event buses. That reads the secrets: run it as root or byokd's user
 			if online && (as != "" || len(files) > 0) {
 				return errors.New("--online looks at what is installed, and takes neither FILE nor --as")
 			}
+			if t.json && !online {
+				return errors.New("--json goes with --online")
+			}
 			if as != "" && len(files) != 1 {
 				return fmt.Errorf("--as needs exactly one FILE, not %d", len(files))
 			}
