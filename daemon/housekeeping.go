@@ -176,8 +176,13 @@ func (d *Daemon) statusLine(worst string) string {
 	} else if name, at, ok := d.runner.Next(); ok {
 		line += fmt.Sprintf(", next rotation %s at %s", name, at.UTC().Format(time.RFC3339))
 	}
-	if p := d.storing.Load(); p != nil {
-		worst = p.message
+	for _, p := range []*problem{d.unreadable.Load(), d.storing.Load()} {
+		if p != nil {
+			worst = p.message
+		}
+	}
+	if r := d.reloaded.Load(); !r.OK {
+		line += "; byokd.toml could not be reloaded: " + string(r.Error)
 	}
 	if worst != "" {
 		line += "; " + worst

@@ -18,6 +18,7 @@ func (d *Daemon) reload(ctx context.Context) {
 	if err != nil {
 		d.log.Error("byokd.toml is bad: everything stays as it was", "err", err, "advice", "mend the lines that err names (byokctl check shows them too), then reload byokd")
 		d.reloaded.Store(&control.Reload{At: control.At(d.Now()), Error: control.String(err.Error())})
+		wake(d.tidyWake)
 		return
 	}
 	follow, restart := config.Changes(old, cfg)
@@ -47,7 +48,7 @@ func (d *Daemon) reload(ctx context.Context) {
 		d.log.Warn("this is no longer the designated device: nothing in AWS or the HSM is changed from here")
 	}
 	d.load(ctx, triggerSighup)
-	d.reloaded.Store(&control.Reload{At: control.At(d.Now()), OK: true})
+	d.reloaded.Store(&control.Reload{At: control.At(d.Now()), OK: true, Restart: restart})
 	d.log.Info("reloaded", "groups", d.groups.count())
 	d.wakeAll()
 }

@@ -36,7 +36,7 @@ func TestUnit(t *testing.T) {
 	want := map[string][]string{
 		"[Unit]": {"StartLimitIntervalSec=0", "OnFailure=byokd-alarm@%n.service"},
 		"[Service]": {
-			"Type=notify", "ExecStart=/usr/bin/byokd", "ExecReload=/bin/kill -HUP $MAINPID", "User=byokd", "Group=byokd", "UMask=0077",
+			"Type=notify", "ExecStart=/usr/bin/byokd", "ExecReload=/bin/kill -HUP $MAINPID", "ExecReload=/bin/sleep 0.2", "User=byokd", "Group=byokd", "UMask=0077",
 			"StateDirectory=byokd", "RuntimeDirectory=byokd", "RuntimeDirectoryMode=0750", "RuntimeDirectoryPreserve=yes",
 			"Restart=always", "RestartSec=5", "RestartPreventExitStatus=78 243", "WatchdogSec=60", "LimitCORE=0",
 			"NoNewPrivileges=yes", "ProtectSystem=strict", "CapabilityBoundingSet=",

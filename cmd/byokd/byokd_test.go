@@ -51,15 +51,16 @@ const (
 
 // A machine has an HSM, an AWS to reach, and the real byokd.
 type machine struct {
-	t     testing.TB
-	dir   string
-	token *hsmtest.Token
-	sim   *awssim.Sim
-	proxy *proxy // nil: none
-	url   string
-	log   logBuffer
-	cmd   *exec.Cmd
-	died  chan error
+	t      testing.TB
+	dir    string
+	token  *hsmtest.Token
+	sim    *awssim.Sim
+	proxy  *proxy // nil: none
+	url    string
+	log    logBuffer
+	stderr *os.File // nil: to log
+	cmd    *exec.Cmd
+	died   chan error
 }
 
 // A logBuffer collects byokd's log.
@@ -188,6 +189,9 @@ func (m *machine) start(env ...string) {
 	m.cmd = exec.Command(filepath.Join(programs, "byokd"), "--config", m.path("byokd.toml"))
 	m.cmd.Env = append(append(os.Environ(), m.token.Env...), append(env, "BYOKD_CREATE_LOOK=500ms")...)
 	m.cmd.Stderr = &m.log
+	if m.stderr != nil {
+		m.cmd.Stderr = m.stderr
+	}
 	if err := m.cmd.Start(); err != nil {
 		m.t.Fatal(err)
 	}

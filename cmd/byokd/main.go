@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	_ "time/tzdata" // time zones also where the system has none
@@ -61,6 +62,10 @@ func run(args []string, stderr io.Writer) int {
 	signal.Notify(hangups, syscall.SIGHUP)
 	go func() {
 		for range hangups {
+			// At once, whatever byokd is doing: systemctl reload returns when READY
+			// follows, and would not wait if nothing were heard. One does follow,
+			// since this is before the reload is asked for.
+			options.Notifier.Reloading()
 			select {
 			case reload <- struct{}{}:
 			default:
@@ -71,7 +76,12 @@ func run(args []string, stderr io.Writer) int {
 
 	if err := daemon.Run(ctx, options); err != nil {
 		status := daemon.ExitStatus(err)
-		fmt.Fprintf(stderr, "byokd: %v\n", err)
+		message := fmt.Sprintf("byokd: %v", err)
+		if systemd.StderrIsJournal() {
+			// Lines of a stream have the priority of a message, else (sd-daemon(3)).
+			message = "<3>" + strings.ReplaceAll(message, "\n", "\n<3>")
+		}
+		fmt.Fprintln(stderr, message)
 		return status
 	}
 	return daemon.ExitOK

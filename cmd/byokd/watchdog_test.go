@@ -1,9 +1,7 @@
 package main_test
 
 import (
-	"net"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"syscall"
@@ -27,25 +25,9 @@ func TestStuckLoop(t *testing.T) {
 		t.Run(loop, func(t *testing.T) {
 			t.Parallel()
 			m := newMachine(t)
-			notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(m.dir, "notify"), Net: "unixgram"})
-			if err != nil {
-				t.Fatal(err)
-			}
-			// Read all the time, as systemd does: byokd waits while the socket is full.
-			states := make(chan string, 1000)
-			go func() {
-				defer close(states)
-				for b := make([]byte, 64<<10); ; {
-					n, err := notify.Read(b)
-					if err != nil {
-						return
-					}
-					states <- string(b[:n])
-				}
-			}()
-			t.Cleanup(func() { notify.Close() })
+			states, socket := m.notified()
 			const watchdog = time.Second
-			m.start("BYOKD_STUCK="+loop, "NOTIFY_SOCKET="+m.path("notify"), "WATCHDOG_USEC=1000000")
+			m.start("BYOKD_STUCK="+loop, socket, "WATCHDOG_USEC=1000000")
 			for <-states != "READY=1" {
 			}
 			// Something to do for every loop.

@@ -606,6 +606,8 @@ type Reload struct {
 	At    Time   `json:"at"`
 	OK    bool   `json:"ok"`
 	Error String `json:"error"`
+
+	Restart List[string] `json:"restart"` // changed keys that count after a restart only
 }
 
 // An Endpoint is an AWS endpoint that configuration or environment overrides.

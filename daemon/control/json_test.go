@@ -52,7 +52,7 @@ func TestJSON(t *testing.T) {
 				`"connected":false,"state":"","algorithm":null,"proofs":[],"error":null,"login_blocked":null}`},
 		{"daemon, nothing known", control.DaemonStatus{},
 			`{"version":{"version":"","revision":null,"modified":false,"go":"","platform":""},"designated":false,"host":"","started_at":null,` +
-				`"config":"","last_reload":{"at":null,"ok":false,"error":null},"endpoints":[],"outbox":{"pending":0,"parked":0},` +
+				`"config":"","last_reload":{"at":null,"ok":false,"error":null,"restart":[]},"endpoints":[],"outbox":{"pending":0,"parked":0},` +
 				`"quotas":{"get_parameters_for_import":0},"hsms":[],"hooks":[],"problems":[]}`},
 		{"hook, nothing known", control.Hook{On: "*"}, `{"on":"*","command":[],"waiting":0,"ran_at":null,"event_id":null,"error":null}`},
 		{"timeline, nothing known", control.Timeline{Group: "a", State: "pending"},

@@ -18,6 +18,9 @@ func (d DaemonStatus) Notes() []string {
 	if !d.LastReload.OK {
 		note("byokd.toml could not be reloaded (%s), what was read before still holds: %s", d.LastReload.At.Minute(), d.LastReload.Error)
 	}
+	if len(d.LastReload.Restart) > 0 {
+		note("byokd.toml has changed in what a reload does not take over: %s; systemctl restart byokd, and running jobs go on after it", strings.Join(d.LastReload.Restart, ", "))
+	}
 	for _, h := range d.HSMs {
 		switch {
 		case h.LoginBlocked != "":
