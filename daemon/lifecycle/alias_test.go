@@ -103,9 +103,9 @@ func TestAliasMovedAtAnyTime(t *testing.T) {
 		t.Fatal(err)
 	}
 	intent, act := 0, slices.Index(w.calls, "kms.UpdateAlias")
-	for i, call := range w.calls[:act] { // the first record after that of the running step
+	for i, call := range w.calls[:act] { // the first record after that with which the step begins
 		if call == "kms.Grants" {
-			intent = i + 4
+			intent = i + 3
 		}
 	}
 	if act-intent < 4 || w.calls[intent] != "journal.Record" {

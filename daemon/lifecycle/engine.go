@@ -218,24 +218,26 @@ func (e *Engine) start(ctx context.Context, job *Job) (*run, error) {
 	return r, nil
 }
 
-// steps does the steps that are not recorded as done.
+// steps does the steps that are not recorded as done. That one has ended and that
+// the next begins is one record.
 func (r *run) steps(ctx context.Context) error {
-	for _, st := range steps(r.job.Kind) {
-		s := r.step(st.name)
-		if s.State == Done || s.State == Skipped {
-			continue
+	begun := ""
+	for {
+		s := r.next()
+		if s == nil {
+			return nil
 		}
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if s.StartedAt.IsZero() {
-			s.StartedAt = r.now()
+		if s.Name != begun {
+			if err := r.record(ctx, Change{Steps: []Step{r.beginning(*s)}}); err != nil {
+				return err
+			}
 		}
-		s.State, s.Message = Running, ""
-		if err := r.record(ctx, Change{Steps: []Step{*s}}); err != nil {
-			return err
-		}
-		change, err := st.do(ctx, r, s)
+		all := steps(r.job.Kind)
+		do := all[slices.IndexFunc(all, func(st step) bool { return st.name == s.Name })].do
+		change, err := do(ctx, r, s)
 		if err != nil {
 			if errors.Is(err, errRestart) {
 				return err
@@ -247,12 +249,35 @@ func (r *run) steps(ctx context.Context) error {
 		}
 		s.FinishedAt = r.now()
 		change.Steps = append([]Step{*s}, change.Steps...)
+		begun = ""
+		if next := r.next(); next != nil && ctx.Err() == nil && !slices.ContainsFunc(change.Steps, func(c Step) bool { return c.Name == next.Name }) {
+			begun = next.Name
+			change.Steps = append(change.Steps, r.beginning(*next))
+		}
 		if err := r.record(ctx, change); err != nil {
 			return err
 		}
 		r.log.Debug("step done", "step", s.Name, "message", s.Message)
 	}
+}
+
+// next is the first step that is not done; nil: all are.
+func (r *run) next() *Step {
+	for i := range r.job.Steps {
+		if s := &r.job.Steps[i]; s.State != Done && s.State != Skipped {
+			return s
+		}
+	}
 	return nil
+}
+
+// beginning is a step as it is recorded when it begins.
+func (r *run) beginning(s Step) Step {
+	if s.StartedAt.IsZero() {
+		s.StartedAt = r.now()
+	}
+	s.State, s.Message = Running, ""
+	return s
 }
 
 // failed records a step's error for the person who follows the job and returns
