@@ -30,3 +30,19 @@ func (s *Store) Path() string { return s.path }
 // Writer and Reader are the store's handles.
 func (s *Store) Writer() *sql.DB { return s.w }
 func (s *Store) Reader() *sql.DB { return s.r }
+
+// Waiting is how many wait to write.
+func (s *Store) Waiting() int {
+	s.writer.mu.Lock()
+	defer s.writer.mu.Unlock()
+	return len(s.writer.waiting)
+}
+
+// Undo has a transaction of the store undone from within, as SQLite does when the
+// disk is full.
+func (s *Store) Undo(ctx context.Context) error {
+	return s.write(ctx, func(t *tx) error {
+		_, err := t.exec(`ROLLBACK`)
+		return err
+	})
+}

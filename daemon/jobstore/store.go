@@ -71,7 +71,8 @@ type Store struct {
 	changed func([]string)
 	lock    *os.File // the directory, flock(2)ed; nil: read-only
 	w       *sql.DB  // one connection; nil: read-only
-	r       *sql.DB  // cannot write
+	writer  writer
+	r       *sql.DB // cannot write
 	ids     idSource
 	written statements
 	asked   statements
@@ -194,7 +195,7 @@ func Open(ctx context.Context, path string, o Options) (*Store, error) {
 }
 
 func open(ctx context.Context, path string, o Options, migrations fs.FS, lock bool) (_ *Store, err error) {
-	s := &Store{path: path, now: o.Now, local: o.Local, changed: o.Changed}
+	s := &Store{path: path, now: o.Now, local: o.Local, changed: o.Changed, writer: writer{turn: make(chan struct{}, 1)}}
 	if s.now == nil {
 		s.now = time.Now
 	}
@@ -523,27 +524,6 @@ func (s *Store) within(ctx context.Context) *tx {
 // order to write.
 func (s *Store) Commits() int64 { return s.commits.Load() }
 
-// write runs f in a transaction and commits it if f returns nil.
-func (s *Store) write(ctx context.Context, f func(*tx) error) error {
-	if s.w == nil {
-		return ErrReadOnly
-	}
-	if t := s.within(ctx); t != nil {
-		return t.part(f)
-	}
-	t := &tx{store: s, now: s.now(), local: s.local(), ids: &s.ids, stmts: make(map[string]*sql.Stmt)}
-	changed, err := t.run(ctx, f)
-	if err != nil {
-		return err
-	}
-	s.commits.Add(1)
-	s.written.keep(context.WithoutCancel(ctx), s.w, t.fresh)
-	if s.changed != nil && len(changed) > 0 {
-		s.changed(changed)
-	}
-	return nil
-}
-
 // run is the whole of a transaction. It returns the groups of which something has
 // changed.
 func (t *tx) run(ctx context.Context, f func(*tx) error) (changed []string, err error) {
@@ -576,12 +556,18 @@ func (t *tx) part(f func(*tx) error) error {
 	err := f(t)
 	if err != nil {
 		if _, rerr := t.exec(`ROLLBACK TO part`); rerr != nil {
-			err = errors.Join(err, rerr)
+			// SQLite has undone the whole transaction, as it does when the disk is full.
+			return fmt.Errorf("%w: %w: %w", errLost, err, rerr)
 		}
 	}
-	_, rerr := t.exec(`RELEASE part`)
-	return errors.Join(err, rerr)
+	if _, rerr := t.exec(`RELEASE part`); rerr != nil {
+		return fmt.Errorf("%w: %w", errLost, errors.Join(err, rerr))
+	}
+	return err
 }
+
+// errLost: there is no transaction any more, so its other parts are lost too.
+var errLost = errors.New("the transaction was undone")
 
 // stmt is a query, prepared once for all transactions, or for this one where it is
 // the first.

@@ -1,0 +1,111 @@
+package jobstore
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"slices"
+	"sync"
+)
+
+// A writer has one transaction at a time written. What is to be written while one
+// waits for the disk is written together in the next: a commit costs what the disk
+// takes to say that it is safe, however much is in it, and many jobs that record
+// their steps at once would otherwise wait for each other's.
+type writer struct {
+	turn chan struct{} // held by whoever writes
+
+	mu      sync.Mutex
+	waiting []*writing
+}
+
+// A writing is what one caller has to write.
+type writing struct {
+	f    func(*tx) error
+	done chan error // buffered; gets one value
+}
+
+// write has f run in a transaction, perhaps beside what others write, and returns
+// when it is on disk. An error of f undoes what f has done and nothing else.
+func (s *Store) write(ctx context.Context, f func(*tx) error) error {
+	if s.w == nil {
+		return ErrReadOnly
+	}
+	if t := s.within(ctx); t != nil {
+		return t.part(f)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	w := &writing{f, make(chan error, 1)}
+	s.writer.mu.Lock()
+	s.writer.waiting = append(s.writer.waiting, w)
+	s.writer.mu.Unlock()
+	select {
+	case err := <-w.done:
+		return err
+	case s.writer.turn <- struct{}{}:
+		defer func() { <-s.writer.turn }()
+	case <-ctx.Done():
+		if s.writer.withdraw(w) {
+			return ctx.Err()
+		}
+		return <-w.done
+	}
+	if all := s.writer.take(); len(all) > 0 {
+		s.writeAll(ctx, all)
+	}
+	return <-w.done
+}
+
+// withdraw takes back what nobody has begun to write.
+func (w *writer) withdraw(one *writing) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	i := slices.Index(w.waiting, one)
+	if i < 0 {
+		return false
+	}
+	w.waiting = slices.Delete(w.waiting, i, i+1)
+	return true
+}
+
+// take returns all that waits.
+func (w *writer) take() []*writing {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	all := w.waiting
+	w.waiting = nil
+	return all
+}
+
+// writeAll writes what several callers have to write, in their order, and tells
+// each how it went.
+func (s *Store) writeAll(ctx context.Context, all []*writing) {
+	t := &tx{store: s, now: s.now(), local: s.local(), ids: &s.ids, stmts: make(map[string]*sql.Stmt)}
+	errs := make([]error, len(all))
+	changed, err := t.run(context.WithoutCancel(ctx), func(t *tx) error {
+		if len(all) == 1 {
+			return all[0].f(t)
+		}
+		for i, w := range all {
+			if errs[i] = t.part(w.f); errors.Is(errs[i], errLost) {
+				return errs[i]
+			}
+		}
+		return nil
+	})
+	if err == nil {
+		s.commits.Add(1)
+		s.written.keep(context.WithoutCancel(ctx), s.w, t.fresh)
+		if s.changed != nil && len(changed) > 0 {
+			s.changed(changed)
+		}
+	}
+	for i, w := range all {
+		if err != nil && errs[i] == nil {
+			errs[i] = err
+		}
+		w.done <- errs[i]
+	}
+}

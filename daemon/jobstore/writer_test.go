@@ -1,0 +1,126 @@
+package jobstore_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"byokd/daemon/jobstore"
+)
+
+// besides begins writings while another is under way, and returns how each ended and
+// how many commits that one and they were.
+func besides(t *testing.T, s *jobstore.Store, writings ...func(context.Context) error) (errs []error, commits int64) {
+	t.Helper()
+	before := s.Commits()
+	begun, goOn, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	go func() {
+		ended <- s.Together(t.Context(), func(context.Context) error {
+			close(begun)
+			<-goOn
+			return nil
+		})
+	}()
+	<-begun
+	results := make([]chan error, len(writings))
+	for i, w := range writings {
+		results[i] = make(chan error, 1)
+		go func() { results[i] <- w(t.Context()) }()
+		for s.Waiting() <= i { // so that they come in order
+			time.Sleep(time.Millisecond)
+		}
+	}
+	close(goOn)
+	must(t, <-ended)
+	for _, r := range results {
+		errs = append(errs, <-r)
+	}
+	return errs, s.Commits() - before
+}
+
+// What waits while another writes is one commit; what fails of it is nobody else's
+// concern.
+func TestWritersShareACommit(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "byokd.db")
+	must(t, jobstore.Create(path))
+	s := open(t, path)
+	var writings []func(context.Context) error
+	for i := range 20 {
+		name := fmt.Sprintf("group-%d", i)
+		if i%5 == 4 {
+			name = "nobody"
+		}
+		writings = append(writings, func(ctx context.Context) error {
+			if name == "nobody" {
+				// Its first half would succeed.
+				return s.Together(ctx, func(ctx context.Context) error {
+					must(t, s.SetDefinition(ctx, "nobody", []byte("{}"), "d", "main"))
+					return s.SetApplied(ctx, "no such group", "d")
+				})
+			}
+			return s.SetDefinition(ctx, name, []byte("{}"), "d", "main")
+		})
+	}
+	errs, commits := besides(t, s, writings...)
+	equal(t, "commits", commits, int64(2))
+	for i, err := range errs {
+		if i%5 == 4 {
+			mustBe(t, err, jobstore.ErrNotFound)
+			continue
+		}
+		must(t, err)
+		if _, err := s.Group(t.Context(), fmt.Sprintf("group-%d", i)); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := s.Group(t.Context(), "nobody"); !errors.Is(err, jobstore.ErrNotFound) {
+		t.Errorf("half of what failed is there: %v", err)
+	}
+}
+
+// When SQLite undoes the transaction, all whose writing was in it are told so.
+func TestWritersLoseACommit(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "byokd.db")
+	must(t, jobstore.Create(path))
+	s := open(t, path)
+	define := func(name string) func(context.Context) error {
+		return func(ctx context.Context) error { return s.SetDefinition(ctx, name, []byte("{}"), "d", "main") }
+	}
+	errs, commits := besides(t, s, define("a"), s.Undo, define("b"))
+	equal(t, "commits", commits, int64(1))
+	for i, name := range []string{"a", "", "b"} {
+		if errs[i] == nil {
+			t.Errorf("writing %d: no error", i)
+		}
+		if name == "" {
+			continue
+		}
+		if _, err := s.Group(t.Context(), name); !errors.Is(err, jobstore.ErrNotFound) {
+			t.Errorf("%s was said not to be written, and is: %v", name, err)
+		}
+	}
+	must(t, define("a")(t.Context()))
+}
+
+// Who stops waiting has written nothing.
+func TestWriterStopsWaiting(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "byokd.db")
+	must(t, jobstore.Create(path))
+	s := open(t, path)
+	var stopped error
+	errs, commits := besides(t, s, func(context.Context) error {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		stopped = s.SetDefinition(ctx, "a", []byte("{}"), "d", "main")
+		return s.SetDefinition(t.Context(), "b", []byte("{}"), "d", "main")
+	})
+	mustBe(t, stopped, context.Canceled)
+	must(t, errs[0])
+	equal(t, "commits", commits, int64(2))
+	if _, err := s.Group(t.Context(), "a"); !errors.Is(err, jobstore.ErrNotFound) {
+		t.Errorf("it is there: %v", err)
+	}
+}
