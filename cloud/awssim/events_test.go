@@ -2,6 +2,7 @@ package awssim_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -250,6 +251,13 @@ func TestPages(t *testing.T) {
 		if code != test.code || !strings.Contains(body, test.contains) {
 			t.Errorf("%s %s: %d %s", test.method, test.path, code, body)
 		}
+	}
+	// Of many events it shows the latest.
+	for i := range 205 {
+		f.put(fmt.Sprintf("Number %d.", i), "{}", "")
+	}
+	if _, body := get("GET", "/", ""); !strings.Contains(body, "The latest 200 of 206") || strings.Contains(body, "Number 4.") || !strings.Contains(body, "Number 5.") {
+		t.Errorf("the page is %s", body)
 	}
 	if d := time.Until(f.Now()); d < 23*time.Hour {
 		t.Errorf("the clock moved by %v", d)

@@ -148,6 +148,9 @@ func (s *Sim) shownEvents() []shownEvent {
 	return shown
 }
 
+// pageEvents is how many events the page shows, the latest.
+const pageEvents = 200
+
 //go:embed page.html
 var pageHTML string
 
@@ -173,10 +176,12 @@ func (s *Sim) servePage(w http.ResponseWriter, r *http.Request) {
 	case "/":
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		events := s.shownEvents()
+		all := len(events)
+		events = events[max(0, all-pageEvents):]
 		slices.Reverse(events)
 		// A write fails only if the client has gone.
 		_ = pageTemplate.Execute(w, map[string]any{
-			"Now": s.Now().UTC(), "Keys": s.allKeys(), "Aliases": s.allAliases(), "Rules": s.Rules(), "Events": events,
+			"Now": s.Now().UTC(), "Keys": s.allKeys(), "Aliases": s.allAliases(), "Rules": s.Rules(), "Events": events, "AllEvents": all,
 		})
 	case "/_awssim/health":
 		writeJSON(w, map[string]any{"status": "ok", "time": s.Now().UTC()})

@@ -464,6 +464,7 @@ func TestStates(t *testing.T) {
 	err1 := func(_ any, err error) error { return err }
 	source, _ := f.imported()
 	must[*kms.CreateAliasOutput](t)(f.kms.CreateAlias(ctx, &kms.CreateAliasInput{AliasName: aws.String("alias/moved"), TargetKeyId: source.KeyId}))
+	sealed := must[*kms.EncryptOutput](t)(f.kms.Encrypt(ctx, &kms.EncryptInput{KeyId: source.KeyId, Plaintext: []byte("x")}))
 	tags := []types.Tag{{TagKey: aws.String("a"), TagValue: aws.String("b")}}
 	for _, test := range []struct {
 		operation                                         string
@@ -514,6 +515,24 @@ func TestStates(t *testing.T) {
 		}},
 		{"GenerateDataKey", ok, isDisabled, isDeletion, isImport, func(id *string) error {
 			return err1(f.kms.GenerateDataKey(ctx, &kms.GenerateDataKeyInput{KeyId: id, KeySpec: types.DataKeySpecAes256}))
+		}},
+		{"GenerateDataKeyWithoutPlaintext", ok, isDisabled, isDeletion, isImport, func(id *string) error {
+			return err1(f.kms.GenerateDataKeyWithoutPlaintext(ctx, &kms.GenerateDataKeyWithoutPlaintextInput{KeyId: id, KeySpec: types.DataKeySpecAes256}))
+		}},
+		{"GenerateDataKeyPair", ok, isDisabled, isDeletion, isImport, func(id *string) error {
+			return err1(f.kms.GenerateDataKeyPair(ctx, &kms.GenerateDataKeyPairInput{KeyId: id, KeyPairSpec: types.DataKeyPairSpecEccNistP256}))
+		}},
+		{"ReEncrypt to it", ok, isDisabled, isDeletion, isImport, func(id *string) error {
+			return err1(f.kms.ReEncrypt(ctx, &kms.ReEncryptInput{CiphertextBlob: sealed.CiphertextBlob, DestinationKeyId: id}))
+		}},
+		{"CreateGrant", ok, isDisabled, isDeletion, isImport, func(id *string) error {
+			return err1(f.kms.CreateGrant(ctx, &kms.CreateGrantInput{KeyId: id, GranteePrincipal: aws.String(annARN), Operations: []types.GrantOperation{types.GrantOperationDecrypt}}))
+		}},
+		{"EnableKeyRotation", unsupp, unsupp, unsupp, unsupp, func(id *string) error {
+			return err1(f.kms.EnableKeyRotation(ctx, &kms.EnableKeyRotationInput{KeyId: id}))
+		}},
+		{"DisableKeyRotation", unsupp, unsupp, unsupp, unsupp, func(id *string) error {
+			return err1(f.kms.DisableKeyRotation(ctx, &kms.DisableKeyRotationInput{KeyId: id}))
 		}},
 		{"EnableKey", ok, ok, isDeletion, isImport, func(id *string) error {
 			return err1(f.kms.EnableKey(ctx, &kms.EnableKeyInput{KeyId: id}))
