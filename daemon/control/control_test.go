@@ -231,7 +231,7 @@ var (
 		Kind: "policy", Generation: new(1), KeyID: "k", Expected: "x", Found: "f", Message: "m", Since: control.At(at)}}}
 	sampleDaemon = control.DaemonStatus{
 		Version: control.Version{Version: "1.0", Revision: "r", Go: "go1.26", Platform: "linux/amd64"}, Designated: true, Host: "h",
-		StartedAt: control.At(at), Config: "/etc/byokd/byokd.toml", LastReload: control.Reload{At: control.At(at), OK: true},
+		StartedAt: control.At(at), Config: "/etc/byokd/byokd.toml", LastReload: control.Reload{At: control.At(at), OK: true, Restart: control.List[string]{"hsm.main"}},
 		Endpoints: []control.Endpoint{{Service: "kms", URL: "http://127.0.0.1:1"}},
 		Outbox:    control.Outbox{Pending: 1, Parked: 2}, Quotas: control.Quotas{GetParametersForImport: 1}, HSMs: []control.HSMStatus{sampleHSM},
 		Hooks:    []control.Hook{{On: "*", Command: []string{"/usr/local/bin/told"}, Waiting: 3, RanAt: control.At(at), EventID: "e", Error: "exit status 1"}},
