@@ -99,6 +99,7 @@ func replayCases(ctx context.Context, args []string, stdout, stderr io.Writer) (
 		serving.Go(func() { _ = server.Serve(listener) }) // until Close
 		defer serving.Wait()
 		defer server.Close()
+		target.own = true
 		target.url, target.account = "http://"+listener.Addr().String(), awssim.DefaultAccount
 		target.credentials = aws.Credentials{AccessKeyID: "AKIAREPLAY", SecretAccessKey: "secret"}
 	}

@@ -99,6 +99,8 @@ func TestReplay(t *testing.T) {
 		{`{"$bytes":"text"}},"save":"enc"`, `{"$nonsense":"text"}},"save":"enc"`, skipped, "$nonsense"},
 		{`"request":{"KeyId":"$key.KeyId"},"save":"policy"`, `"request":{"KeyId":"$nothing.KeyId"},"save":"policy"`, skipped, "no step saved"},
 		{`{"test":"full",`, `{"test":"full","replay":false,`, skipped, "says not to"},
+		{`{"n":6,"op":"Encrypt",`, `{"n":6,"op":"Encrypt","asserted_length":{"CiphertextBlob":1},`, skipped, "asserted_length"},
+		{`{"test":"full",`, `{"test":"full","recorded_headers":{},`, skipped, "recorded_headers"},
 	} {
 		if !strings.Contains(full, test.old) {
 			t.Fatalf("the case has no %s", test.old)
@@ -126,6 +128,28 @@ func TestReplayEvents(t *testing.T) {
 		if r := replayed(t, test.content); r.outcome != test.outcome || !json.Valid([]byte(test.content)) {
 			t.Errorf("%s: %+v", test.content, r)
 		}
+	}
+}
+
+// TestDeviations checks that a case which is listed to deviate may fail, and may
+// not pass, at this program's own simulator alone.
+func TestDeviations(t *testing.T) {
+	for name := range deviations {
+		for usage, want := range map[string]string{"RANDOM": "1 known deviations", "ENCRYPT_DECRYPT": "it passes, but is listed to deviate"} {
+			cases := write(t, `{"cases":[{"test":"`+name+`","steps":[{"n":1,"op":"CreateKey","request":{"KeyUsage":"`+usage+`"}}]}]}`)
+			var stdout, stderr bytes.Buffer
+			code := run(t.Context(), []string{cases}, &stdout, &stderr)
+			if (code == exitDone) != (usage == "RANDOM") || !strings.Contains(stdout.String(), want) {
+				t.Errorf("%s: exit status %d, %s%s", usage, code, &stdout, &stderr)
+			}
+		}
+	}
+	server := httptest.NewServer(awssim.New(awssim.Options{Pairs: pairs}))
+	defer server.Close()
+	cases := write(t, `{"cases":[{"test":"test_key_rotations_limits","steps":[{"n":1,"op":"CreateKey","request":{"KeyUsage":"RANDOM"}}]}]}`)
+	var stdout, stderr bytes.Buffer
+	if code := run(t.Context(), []string{"--endpoint", server.URL, cases}, &stdout, &stderr); code != exitFault {
+		t.Errorf("another endpoint: exit status %d, %s%s", code, &stdout, &stderr)
 	}
 }
 
