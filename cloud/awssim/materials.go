@@ -167,6 +167,9 @@ func (c *call) importKeyMaterial(in *importKeyMaterialInput) (any, error) {
 	if k.spec.kind != symmetricKey && (in.ImportType != nil || in.KeyMaterialId != nil || in.KeyMaterialDescription != nil) {
 		return nil, fail("ValidationException", "ImportType, KeyMaterialId and KeyMaterialDescription are for symmetric encryption keys only")
 	}
+	if k.isReplica() && in.KeyMaterialDescription != nil {
+		return nil, fail("ValidationException", "KeyMaterialDescription is set on the primary key only, which %s is not", k.arn)
+	}
 	if deref(in.ImportType) == newMaterial && in.KeyMaterialId != nil {
 		return nil, fail("ValidationException", "KeyMaterialId must not be set if the ImportType is NEW_KEY_MATERIAL")
 	}
@@ -205,7 +208,9 @@ func (c *call) importKeyMaterial(in *importKeyMaterialInput) (any, error) {
 		c.realm.wake(m.validTo)
 	}
 	if in.KeyMaterialDescription != nil {
-		m.description = *in.KeyMaterialDescription
+		for _, each := range c.sim.related(k) {
+			each.material(m.id).description = *in.KeyMaterialDescription
+		}
 	}
 	if !wasComplete && k.complete() {
 		k.disabled = false // from PendingImport a key becomes Enabled, whatever it was before
@@ -262,7 +267,7 @@ func (c *call) destination(k *key, in *importKeyMaterialInput) (*material, error
 		return nil, fail("IncorrectKeyMaterialException", "The key material (id: %s) does not match the id in the request (id: %s).", id, *in.KeyMaterialId)
 	case kind == existingMaterial:
 		return known, nil
-	case k.isReplica() && len(k.materials) > 0:
+	case k.isReplica():
 		return nil, fail("UnsupportedOperationException", notPrimary, k.arn)
 	case known != nil:
 		return nil, fail("IncorrectKeyMaterialException", "The key material (id: %s) is already associated with %s.", id, k.arn)

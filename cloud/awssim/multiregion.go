@@ -106,7 +106,7 @@ func (c *call) replicateKey(in *replicateKeyInput) (any, error) {
 	for _, m := range k.allMaterials() {
 		theirs := *m
 		if k.origin == originExternal {
-			theirs = material{id: m.id, rotated: m.rotated}
+			theirs = material{id: m.id, description: m.description, rotated: m.rotated}
 		}
 		if m == k.pending {
 			replica.pending = &theirs

@@ -64,7 +64,16 @@ func TestMultiRegionImport(t *testing.T) {
 	asNew := func(in *kms.ImportKeyMaterialInput) { in.ImportType = types.ImportTypeNewKeyMaterial }
 	_, err = there.importInto(id, second, asNew)
 	wantError(t, err, "UnsupportedOperationException", *replica.Arn+" is not a multi-region primary key.")
-	must[*kms.ImportKeyMaterialOutput](t)(here.importInto(id, second, asNew))
+	must[*kms.ImportKeyMaterialOutput](t)(here.importInto(id, second, func(in *kms.ImportKeyMaterialInput) {
+		asNew(in)
+		in.KeyMaterialDescription = aws.String("of the primary")
+	}))
+	_, err = there.importInto(id, second, func(in *kms.ImportKeyMaterialInput) { in.KeyMaterialDescription = aws.String("of the replica") })
+	wantCode(t, err, "ValidationException")
+	list := must[*kms.ListKeyRotationsOutput](t)(there.kms.ListKeyRotations(ctx, &kms.ListKeyRotationsInput{KeyId: &id, IncludeKeyMaterial: types.IncludeKeyMaterialAllKeyMaterial}))
+	if got := aws.ToString(list.Rotations[1].KeyMaterialDescription); got != "of the primary" {
+		t.Errorf("at the replica the material is described as %q", got)
+	}
 	if got := here.materials(id); len(got) != 2 || got[1] != types.KeyMaterialStatePendingMultiRegionImportAndRotation {
 		t.Errorf("before the replica's import the materials are %v", got)
 	}

@@ -10,6 +10,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 )
@@ -93,6 +94,12 @@ var services = []*service{
 	{name: "events", prefix: "events", target: "AWSEvents", operations: eventsOperations},
 	{name: "tagging", prefix: "tag", target: "ResourceGroupsTaggingAPI_20170126", operations: taggingOperations},
 	{name: "sts", prefix: "sts", operations: stsOperations},
+}
+
+// HasOperation reports whether the simulator has an operation of that name, of
+// whatever service.
+func HasOperation(name string) bool {
+	return slices.ContainsFunc(services, func(s *service) bool { _, ok := s.operations[name]; return ok })
 }
 
 // A call is a request on its way through the simulator.

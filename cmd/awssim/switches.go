@@ -136,6 +136,9 @@ type fault struct {
 func parseFault(v string) (f fault, err error) {
 	rest, operation, _ := strings.Cut(v, "@")
 	f.operation, f.rate = operation, 1
+	if operation != "" && !awssim.HasOperation(operation) {
+		return f, fmt.Errorf("there is no operation %s", operation)
+	}
 	parts := strings.Split(rest, ":")
 	wrong := errors.New("write before or after, drop, hang or an error code, and perhaps a rate and an operation: after:drop:5%@ImportKeyMaterial")
 	if len(parts) < 2 || len(parts) > 3 || parts[1] == "" {

@@ -3,9 +3,11 @@ package main
 import (
 	"bytes"
 	"errors"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -85,6 +87,27 @@ func TestHardSwitches(t *testing.T) {
 	wantCode(t, err, "ThrottlingException")
 }
 
+// TestDocumented checks that docs/awssim.md has every flag, and no other.
+func TestDocumented(t *testing.T) {
+	docs, err := os.ReadFile(filepath.Join("..", "..", "docs", "awssim.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stdout, stderr bytes.Buffer
+	run(t.Context(), []string{"--help"}, &stdout, &stderr)
+	flags := make(map[string]bool)
+	for _, found := range regexp.MustCompile(`(?m)^  -([a-z-]+)`).FindAllStringSubmatch(stderr.String(), -1) {
+		flags[found[1]] = true
+	}
+	documented := make(map[string]bool)
+	for _, found := range regexp.MustCompile("(?m)^\\| `--([a-z-]+)").FindAllStringSubmatch(string(docs), -1) {
+		documented[found[1]] = true
+	}
+	if !maps.Equal(flags, documented) || len(flags) < 15 {
+		t.Errorf("the flags are %v, documented are %v", flags, documented)
+	}
+}
+
 func TestRegions(t *testing.T) {
 	_, err := client(t, started(t, "--regions", "eu-central-1,us-east-1"), "a", "b").ListKeys(t.Context(), &kms.ListKeysInput{}) // of eu-west-1
 	wantCode(t, err, "InvalidSignatureException")
@@ -112,6 +135,7 @@ func TestBadSwitches(t *testing.T) {
 		{[]string{"--fault", "sometimes:drop"}, "before or after"},
 		{[]string{"--fault", "after:drop:200%"}, "before or after"},
 		{[]string{"--fault", "after"}, "before or after"},
+		{[]string{"--fault", "after:drop@ImportKeyMaterials"}, "no operation ImportKeyMaterials"},
 		{[]string{"--iam-policy", "AKIAONE"}, "AKID=FILE"},
 		{[]string{"--iam-policy", "AKIAONE=" + bad}, "no access key AKIAONE"},
 		{[]string{"--account", "AKIAONE:one:111111111111", "--iam-policy", "AKIAONE=" + bad}, "no statement"},
