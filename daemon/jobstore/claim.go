@@ -52,8 +52,11 @@ func (s *Store) Claim(ctx context.Context, now time.Time, skip Skip) (*Job, erro
 			WHERE state IN ('available', 'retryable') AND id = coalesce(`+fmt.Sprintf(first, 1)+`, `+fmt.Sprintf(first, 0)+`)
 			RETURNING `+jobColumns, args...)
 		claimed, err := collect(rows, err, scanJob)
-		if err != nil || len(claimed) == 0 {
+		if err != nil {
 			return err
+		}
+		if len(claimed) == 0 {
+			return errNothing
 		}
 		job = &claimed[0]
 		job.Steps, err = loadSteps(t.query, job.ID)

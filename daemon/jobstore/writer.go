@@ -32,7 +32,10 @@ func (s *Store) write(ctx context.Context, f func(*tx) error) error {
 		return ErrReadOnly
 	}
 	if t := s.within(ctx); t != nil {
-		return t.part(f)
+		if err := t.part(f); !errors.Is(err, errNothing) {
+			return err
+		}
+		return nil
 	}
 	if err := ctx.Err(); err != nil {
 		return err
@@ -57,6 +60,10 @@ func (s *Store) write(ctx context.Context, f func(*tx) error) error {
 	}
 	return <-w.done
 }
+
+// errNothing: there was nothing to write, so that there is nothing to commit. Its
+// caller gets nil.
+var errNothing = errors.New("nothing to write")
 
 // withdraw takes back what nobody has begun to write.
 func (w *writer) withdraw(one *writing) bool {
@@ -88,12 +95,16 @@ func (s *Store) writeAll(ctx context.Context, all []*writing) {
 		if len(all) == 1 {
 			return all[0].f(t)
 		}
+		some := errNothing
 		for i, w := range all {
 			if errs[i] = t.part(w.f); errors.Is(errs[i], errLost) {
 				return errs[i]
 			}
+			if errs[i] == nil {
+				some = nil
+			}
 		}
-		return nil
+		return some
 	})
 	if err == nil {
 		s.commits.Add(1)
@@ -105,6 +116,9 @@ func (s *Store) writeAll(ctx context.Context, all []*writing) {
 	for i, w := range all {
 		if err != nil && errs[i] == nil {
 			errs[i] = err
+		}
+		if errors.Is(errs[i], errNothing) {
+			errs[i] = nil
 		}
 		w.done <- errs[i]
 	}

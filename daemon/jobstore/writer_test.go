@@ -81,6 +81,27 @@ func TestWritersShareACommit(t *testing.T) {
 	}
 }
 
+// To look for a job where there is none commits nothing.
+func TestNothingToWrite(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "byokd.db")
+	must(t, jobstore.Create(path))
+	s := open(t, path)
+	claim := func(ctx context.Context) error {
+		job, err := s.Claim(ctx, time.Now(), jobstore.Skip{})
+		if job != nil {
+			t.Errorf("claimed %v", job)
+		}
+		return err
+	}
+	before := s.Commits()
+	must(t, claim(t.Context()))
+	must(t, s.Together(t.Context(), func(ctx context.Context) error { return claim(ctx) }))
+	equal(t, "commits", s.Commits()-before, int64(1)) // of Together's own
+	errs, commits := besides(t, s, claim, claim)
+	must(t, errors.Join(errs...))
+	equal(t, "commits", commits, int64(1))
+}
+
 // When SQLite undoes the transaction, all whose writing was in it are told so.
 func TestWritersLoseACommit(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "byokd.db")
