@@ -61,7 +61,8 @@ type world struct {
 	after  func(awssim.Request) *awssim.Fault
 
 	hsm    []hsm.Option
-	quotas string // of [aws.quotas]; "": AWS's
+	quotas string     // of [aws.quotas]; "": AWS's
+	level  slog.Level // of the log; newWorld sets debug
 	stop   context.CancelFunc
 	ended  chan error
 	reload chan struct{}
@@ -77,7 +78,7 @@ func newWorld(t testing.TB) *world {
 // newWorldWith is newWorld with another AWS.
 func newWorldWith(t testing.TB, change func(*awssim.Options)) *world {
 	t.Helper()
-	w := &world{t: t, dir: t.TempDir(), log: &syncBuffer{}, token: hsmtest.NewSoftHSM(t), quotas: lifted()}
+	w := &world{t: t, dir: t.TempDir(), log: &syncBuffer{}, token: hsmtest.NewSoftHSM(t), quotas: lifted(), level: slog.LevelDebug}
 	o := awssim.Options{Pairs: pairs(),
 		Credentials: []awssim.Credential{{AccessKeyID: accessKey, SecretAccessKey: secretKey, Account: testAccount},
 			{AccessKeyID: "AKIAOTHER", SecretAccessKey: "other", Account: otherAccount},
@@ -235,7 +236,7 @@ func (w *world) launch() error {
 	ready := make(chan struct{})
 	o := daemon.DefaultOptions()
 	o.ConfigPath, o.Version, o.Now, o.Reload = w.path("byokd.toml"), "test", w.clock, w.reload
-	o.Logger = slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	o.Logger = slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: w.level}))
 	o.Started = func() { close(ready) }
 	o.HSMOptions = w.hsm
 	o.Clock = func(wake func()) {

@@ -99,6 +99,7 @@ var (
 	sessionsDesc     = prometheus.NewDesc("byokd_hsm_sessions_in_use", "PKCS#11 sessions in use.", []string{"hsm"}, nil)
 	hsmErrorsDesc    = prometheus.NewDesc("byokd_hsm_errors_total", "Failed PKCS#11 operations by CKR code.", []string{"hsm", "ckr"}, nil)
 	connectedDesc    = prometheus.NewDesc("byokd_hsm_connected", "1 where byokd is logged in to the token.", []string{"hsm"}, nil)
+	commitsDesc      = prometheus.NewDesc("byokd_database_commits_total", "Transactions committed to the database, each of which waits for the disk.", nil, nil)
 	designatedDesc   = prometheus.NewDesc("byokd_designated", "1 where this is the designated device.", nil, nil)
 )
 
@@ -173,6 +174,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 			gauge(hookWaitingDesc, float64(h.Waiting), h.Name)
 		}
 	}
+	out <- prometheus.MustNewConstMetric(commitsDesc, prometheus.CounterValue, float64(d.store.Commits()))
 	gauge(buildDesc, 1, d.Version, runtime.Version())
 	gauge(reloadDesc, boolValue(d.reloaded.Load().OK))
 	gauge(designatedDesc, boolValue(d.cfg.Load().Designated))
