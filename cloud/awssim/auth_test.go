@@ -54,6 +54,10 @@ func TestSignatures(t *testing.T) {
 		{"early", time.Now().Add(6 * time.Minute), "kms", func(*http.Request) {}, "Signature not yet current"},
 		{"another service", time.Now(), "events", func(*http.Request) {}, "Credential should be scoped to correct service: 'kms'."},
 		{"another target", time.Now(), "kms", func(r *http.Request) { r.Header.Set("X-Amz-Target", "TrentService.DescribeKey") }, "does not match the signature you provided"},
+		{"a header that is not signed", time.Now(), "kms", func(r *http.Request) { r.Header.Set("X-Amz-Security", "x") }, "not signed: x-amz-security"},
+		{"a target that is not signed", time.Now(), "kms", func(r *http.Request) {
+			r.Header.Set("Authorization", strings.Replace(r.Header.Get("Authorization"), ";x-amz-target", "", 1))
+		}, "not signed: x-amz-target"},
 		{"another body", time.Now(), "kms", func(r *http.Request) { r.Body = http.NoBody }, "does not match the signature you provided"},
 		{"no signature", time.Now(), "kms", func(r *http.Request) { r.Header.Del("Authorization") }, "MissingAuthenticationTokenException"},
 		{"another scheme", time.Now(), "kms", func(r *http.Request) { r.Header.Set("Authorization", "Basic eDp5") }, "IncompleteSignatureException"},

@@ -117,6 +117,11 @@ func (c *call) authenticate(r *http.Request, body []byte) error {
 	if secret == "" {
 		return nil
 	}
+	for name := range r.Header {
+		if name = strings.ToLower(name); strings.HasPrefix(name, "x-amz-") && !slices.Contains(sig.headers, name) {
+			return mismatch("There were headers present in the request which were not signed: %s", name)
+		}
+	}
 	clock := now
 	if wall := time.Now(); at.Sub(wall).Abs() < at.Sub(now).Abs() {
 		clock = wall
