@@ -26,7 +26,13 @@ import (
 	"byokd/hsm/hsmtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(asAWS) != "" {
+		beAWS()
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 const (
 	testRegion  = "eu-central-1"
