@@ -371,6 +371,9 @@ type loader struct {
 	reads int                    // files read
 }
 
+// manyGaps is more schedules than there are groups.
+const manyGaps = 20_000
+
 // A policyFile is a policy file as it was last read.
 type policyFile struct {
 	read    bool // else it has to be
@@ -530,6 +533,9 @@ func (l *loader) checkSchedule(d *document, r *Rotation) time.Duration {
 	id := [2]string{r.Schedule, r.Timezone}
 	gap, ok := l.gaps[id]
 	if !ok {
+		if len(l.gaps) >= manyGaps {
+			clear(l.gaps) // of years of changes
+		}
 		gap = schedule.LongestGap(s, gapFrom, gapSpan)
 		l.gaps[id] = gap
 	}

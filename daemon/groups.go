@@ -736,6 +736,7 @@ func (gs *groups) accepted(def *config.Group, row jobstore.Group, hasKeys bool) 
 }
 
 func (gs *groups) forget(name string) {
+	gs.d.metrics.forget(name)
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
 	delete(gs.m, name)

@@ -56,6 +56,11 @@ func (m *metrics) job(row *jobstore.Job, err error) {
 	m.jobs.WithLabelValues(row.Group, row.Kind, result).Inc()
 }
 
+// forget removes what is told of a group that is none any more, having been renamed.
+func (m *metrics) forget(group string) {
+	m.jobs.DeletePartialMatch(prometheus.Labels{"group": group})
+}
+
 // steps notes how long the steps of a job took.
 func (m *metrics) steps(job *lifecycle.Job) {
 	for _, s := range job.Steps {

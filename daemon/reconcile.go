@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -192,6 +193,8 @@ func (gs *groups) reconciledHeld(ctx context.Context, name string, def lifecycle
 	if err := d.decide(ctx, name, found, designated); err != nil {
 		return nil, err
 	}
+	// Of the others, which years make many, nobody asks any more.
+	found.Generations = slices.DeleteFunc(slices.Clone(found.Generations), func(g lifecycle.Generation) bool { return g.Stage != lifecycle.Active })
 	l := &looked{Findings: found, at: d.Now(), place: place(def), designated: designated, epoch: epoch}
 	stale := false
 	gs.update(name, func(g *group) {

@@ -74,6 +74,7 @@ type watcher struct {
 	troubled bool      // a warning was logged
 	failed   bool      // a watch could not be had since the last scan
 
+	strays  bool                       // there may be watches that nothing needs any more
 	watched map[string]watcherDir      // by path, without links
 	ways    map[string][]string        // of files that are links or elsewhere: the paths that decide where they lead
 	through map[string]map[string]bool // by such a path: the files
@@ -222,6 +223,7 @@ func (w *watcher) run(ctx context.Context, deliver func(names []string)) {
 				w.log.Info("changes that no event told of were found by reading the directory", "files", found)
 			}
 			w.swapped = false
+			w.unwatch()
 		}
 		next := w.rescanAt
 		if len(w.queue) > 0 && w.queue[0].due.Before(next) {
@@ -297,7 +299,7 @@ func (w *watcher) look() {
 // Directories are watched by paths without links, so that each has one name only.
 func (w *watcher) attach() {
 	w.detach()
-	w.stale = false
+	w.stale, w.strays = false, false
 	w.at = watcherResolve(w.dir)
 	w.watched = make(map[string]watcherDir)
 	w.ways, w.through = make(map[string][]string), make(map[string]map[string]bool)
@@ -341,6 +343,22 @@ func (w *watcher) watch(place watcherDir) bool {
 	}
 	w.watched[place.path] = place
 	return true
+}
+
+// unwatch gives up the watches on directories through which nothing is reached any
+// more: each new version of files elsewhere may come in a directory of its own.
+func (w *watcher) unwatch() {
+	if !w.strays || w.notify == nil {
+		return
+	}
+	w.strays = false
+	for path, place := range w.watched {
+		if path == w.at.path || len(w.through[path]) > 0 || slices.Contains(w.at.decide, place) {
+			continue
+		}
+		_ = w.notify.Remove(path) // it may have gone with the directory
+		delete(w.watched, path)
+	}
 }
 
 func (w *watcher) detach() {
@@ -560,6 +578,7 @@ func (w *watcher) setWay(name string, way []string) {
 	for _, path := range old {
 		if delete(w.through[path], name); len(w.through[path]) == 0 {
 			delete(w.through, path)
+			w.strays = true
 		}
 	}
 	delete(w.ways, name)

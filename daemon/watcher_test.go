@@ -532,6 +532,48 @@ func TestWatcherRescans(t *testing.T) {
 	m.untilTold("a", func() { watcherWrite(t, filepath.Join(elsewhere, "a"), "2") })
 }
 
+// A file's versions that come in directories of their own leave no watches behind.
+func TestWatcherGivesUpWatches(t *testing.T) {
+	dir, elsewhere := t.TempDir(), t.TempDir()
+	version := func(n int) string { return filepath.Join(elsewhere, fmt.Sprint(n), "a") }
+	link := filepath.Join(dir, "a")
+	watcherDo(t, os.Mkdir(filepath.Dir(version(0)), 0o700))
+	watcherWrite(t, version(0), "0")
+	watcherDo(t, os.Symlink(version(0), link))
+	m := newWatcherModel(t, dir, watcherSettle)
+	m.w.rescan = watcherSettle
+	m.start()
+	before := watcherCount(t)
+	for n := 1; n <= 30; n++ {
+		watcherDo(t, os.Mkdir(filepath.Dir(version(n)), 0o700))
+		watcherWrite(t, version(n), fmt.Sprint(n))
+		m.untilTold("a", func() { watcherDo(t, os.Symlink(version(n), link+".tmp"), os.Rename(link+".tmp", link)) })
+	}
+	guard := time.Now().Add(time.Minute)
+	for watcherCount(t) > before {
+		if time.Now().After(guard) {
+			t.Fatalf("%d directories are watched, and %d were at the beginning", watcherCount(t), before)
+		}
+		time.Sleep(watcherSettle)
+	}
+	m.untilTold("a", func() { watcherWrite(t, version(30), "31") })
+}
+
+// watcherCount is how many inotify watches this process has.
+func watcherCount(t *testing.T) (n int) {
+	t.Helper()
+	files, err := filepath.Glob("/proc/self/fdinfo/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		if b, err := os.ReadFile(file); err == nil { // else it was this Glob's
+			n += strings.Count(string(b), "inotify wd:")
+		}
+	}
+	return n
+}
+
 func TestWatcherForget(t *testing.T) {
 	dir := t.TempDir()
 	m := newWatcherModel(t, dir, watcherSettle)

@@ -272,6 +272,9 @@ func TestTenYears(t *testing.T) {
 	case periods == 0:
 		periods = 10
 	}
+	if periods < 3 {
+		t.Fatal("BYOKD_YEARS: at least 3 are needed to compare them")
+	}
 	w := newWorld(t)
 	w.awsElsewhere()
 	w.level = 4 // warnings
