@@ -94,6 +94,45 @@ func (d *deployer) check() {
 	}
 	d.group("orders", "", "")
 	d.good("a run with it mended", 0)
+
+	// byokd.toml, of which not all follows a reload.
+	restarted := func() bool { _, err := os.Stat(d.path("restart")); return err == nil }
+	if !restarted() {
+		t.Error("byokd.toml came, and byokd was not restarted")
+	}
+	os.Remove(d.path("restart"))
+	toml, err := os.ReadFile(filepath.Join(d.from, "byokd.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.good("a run without a change", 0)
+	if restarted() {
+		t.Error("nothing has changed, and byokd was restarted")
+	}
+	d.define("byokd.toml", strings.Replace(string(toml), "[credentials.prod]", "call_timeout = \"3m\"\n[credentials.prod]", 1))
+	d.good("a run with another byokd.toml", 1)
+	if !restarted() {
+		t.Error("byokd.toml has changed, and byokd was not restarted")
+	}
+	d.define("byokd.toml", "nonsense = 1\n"+string(toml))
+	if output, _, err := d.run(); err == nil || !strings.Contains(output, "byokd.toml:1:1: nonsense: unknown key") && !strings.Contains(output, "1:1: nonsense: unknown key") {
+		t.Errorf("a bad byokd.toml: %v\n%s", err, output)
+	}
+	d.define("byokd.toml", strings.Replace(string(toml), "[credentials.prod]", "call_timeout = \"3m\"\n[credentials.prod]", 1))
+
+	// A bad policy is put in place, since nothing can tell by itself whose it is, and
+	// the run fails. byokd goes on with the last good one.
+	policy, err := os.ReadFile(filepath.Join(d.from, "groups.d/payments-policy.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.define("groups.d/payments-policy.json", "{")
+	if output, _, err := d.run(); err == nil || !strings.Contains(output, "aws.policy_file: ") {
+		t.Errorf("a bad policy: %v\n%s", err, output)
+	}
+	d.define("groups.d/payments-policy.json", string(policy))
+	d.good("a run with the policy mended", -1)
+	d.until("it is idle", d.idle)
 }
 
 // The role of docs/ansible, with a real ansible-playbook on this machine.
@@ -122,13 +161,13 @@ func TestAnsible(t *testing.T) {
         byokd_package: ""
         byokd_service: ""
         byokd_secrets: {hsm.pin: %[3]q}
-        byokd_reload: "test ! -e pid || kill -HUP $(cat pid)"
+        byokd_restart: %[8]q
         byokd_etc: %[4]q
         byokd_byokctl: %[5]q
         byokd_owner: %[6]q
         byokd_group: %[7]q
         byokd_user: %[6]q
-`, filepath.Join(d.from, "byokd.toml"), filepath.Join(d.from, "groups.d"), d.token.PIN, d.dir, filepath.Join(programs, "byokctl"), me.Username, group.Name))
+`, filepath.Join(d.from, "byokd.toml"), filepath.Join(d.from, "groups.d"), d.token.PIN, d.dir, filepath.Join(programs, "byokctl"), me.Username, group.Name, "touch "+d.path("restart")))
 	recap := regexp.MustCompile(`localhost +: ok=\d+ +changed=(\d+) +unreachable=0 +failed=0`)
 	d.run = func() (string, int, error) {
 		home := t.TempDir()
@@ -172,7 +211,7 @@ func TestDeploy(t *testing.T) {
 		if d.cmd != nil {
 			reload = fmt.Sprint("kill -HUP ", d.cmd.Process.Pid)
 		}
-		cmd.Env = append(os.Environ(), "PATH="+programs+":"+os.Getenv("PATH"), "BYOKD_ETC="+d.dir, "BYOKD_RELOAD="+reload)
+		cmd.Env = append(os.Environ(), "PATH="+programs+":"+os.Getenv("PATH"), "BYOKD_ETC="+d.dir, "BYOKD_RELOAD="+reload, "BYOKD_RESTART=touch "+d.path("restart"))
 		out, err := cmd.CombinedOutput()
 		return string(out), strings.Count(string(out), d.dir+"/groups.d/") + strings.Count(string(out), d.dir+"/byokd.toml\n"), err
 	}

@@ -5,8 +5,9 @@
 #
 # Each file is checked before it is put in place; at the first that is bad it stops,
 # and says what is wrong. What is the same already is left alone. Changed group files
-# count by themselves; the reload at the end is for byokd.toml, and so that what was
-# written is in force when it returns.
+# count by themselves; the reload at the end is so that what was written is in force
+# when it returns. A changed byokd.toml has byokd restarted instead, since not all of
+# its keys follow a reload; jobs that run go on after it.
 set -eu
 from=$1
 etc=${BYOKD_ETC:-/etc/byokd}
@@ -16,6 +17,8 @@ put() {
 }
 
 byokctl --config "$etc/byokd.toml" check --as byokd "$from/byokd.toml" >/dev/null
+then=${BYOKD_RELOAD:-systemctl reload byokd}
+cmp -s "$from/byokd.toml" "$etc/byokd.toml" || then=${BYOKD_RESTART:-systemctl restart byokd}
 put "$from/byokd.toml" "$etc/byokd.toml"
 for policy in "$from"/groups.d/*.json; do
 	[ ! -e "$policy" ] || put "$policy" "$etc/groups.d/${policy##*/}"
@@ -26,4 +29,5 @@ for group in "$from"/groups.d/*.toml; do
 	byokctl --config "$etc/byokd.toml" check --as "$name" "$group" >/dev/null
 	put "$group" "$etc/groups.d/$name.toml"
 done
-${BYOKD_RELOAD:-systemctl reload byokd}
+byokctl --config "$etc/byokd.toml" check >/dev/null # policies too
+$then
