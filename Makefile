@@ -69,10 +69,13 @@ bench: setup ## how fast and how light: a line per benchmark, BENCH chooses (doc
 replay: ## replay recorded interactions with AWS on awssim: make replay CASES="FILE…"
 	$(GO) run ./cloud/awssim/replay $(CASES)
 
+# What is not worth reading of a run that went well.
+CONFORMED := '^ *(time=|=== |\{)|_test\.go:[0-9]+: passed '
+
 .PHONY: conformance
-conformance: ## the operations that byokd uses, on awssim and on an independent KMS
-	$(GO) test -count=1 ./cloud/conformance
-	cd cloud/conformance/localkms && $(GO) test -count=1 ./...
+conformance: ## the operations that byokd uses, on awssim and on independent emulators; lists what deviates or is not run
+	$(GO) test -count=1 -v ./cloud/conformance | grep -Ev $(CONFORMED)
+	cd cloud/conformance/localkms && $(GO) test -count=1 -v ./... | grep -Ev $(CONFORMED)
 
 .PHONY: lint
 lint: ## vet, staticcheck, gofmt, go.mod, known vulnerabilities

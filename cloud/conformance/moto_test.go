@@ -69,10 +69,14 @@ func TestMoto(t *testing.T) {
 	for _, name := range motoSteps {
 		delete(target.NotRun, name)
 	}
-	outcomes := check(t, target)
+	t.Logf("not run: the %d steps of KMS, which cannot import at moto", len(target.NotRun))
+	outcomes := make(map[string]conformance.Result)
+	if err := conformance.Run(t.Context(), target, func(r conformance.Result) { outcomes[r.Step] = r }); err != nil {
+		t.Error(err)
+	}
 	for _, name := range motoSteps {
-		if outcomes[name] != conformance.Passed {
-			t.Errorf("%s: %s", name, outcomes[name])
+		if r := outcomes[name]; r.Outcome != conformance.Passed {
+			t.Errorf("%s: %s %s", name, r.Outcome, r.Why)
 		}
 	}
 }

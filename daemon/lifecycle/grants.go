@@ -86,7 +86,7 @@ func grants(ctx context.Context, r *run, s *Step) (Change, error) {
 	switch {
 	case errors.Is(err, ErrNotFound):
 		return r.skip(s, "KMS key "+left.ID+" no longer exists")
-	case errors.Is(err, ErrDenied) && r.def.Grants != grantsCopy && r.def.Grants != grantsBlock:
+	case (errors.Is(err, ErrDenied) || ClassOf(err) == Permanent) && r.def.Grants != grantsCopy && r.def.Grants != grantsBlock:
 		r.log.Warn("it cannot be seen whether grants are left behind", "key_id", left.ID, "err", err)
 		return r.skip(s, fmt.Sprintf("whether KMS key %s has grants could not be seen: %v", left.ID, err))
 	case err != nil:

@@ -109,6 +109,20 @@ func TestGrantsBlock(t *testing.T) {
 	w.check()
 }
 
+// A service at the endpoint that is older than grants does not stop a rotation.
+func TestGrantsNotThere(t *testing.T) {
+	w := newWorld(t)
+	def := definition()
+	w.rotate(def)
+	w.kms.lacks = "Grants"
+	w.advance(days)
+	id := w.journal.enqueue(lifecycle.Rotate, def, lifecycle.Request{}, "schedule")
+	err := w.drive(id, 0)
+	if s := w.step(id, "grants"); err != nil || s.State != lifecycle.Skipped || !strings.Contains(s.Message, "could not be seen") {
+		t.Errorf("%v, step %+v", err, s)
+	}
+}
+
 // Where grants cannot be seen, only those who asked for more than a word wait.
 func TestGrantsDenied(t *testing.T) {
 	for mode, waits := range map[string]bool{"warn": false, "": false, "copy": true, "block": true} {

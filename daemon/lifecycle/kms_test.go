@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"reflect"
@@ -27,6 +28,7 @@ type fakeKMS struct {
 	made    int
 	moves   []move          // of aliases, by the engine
 	denied  map[string]bool // operations that the caller may not call
+	lacks   string          // an operation that the endpoint does not have; "": none
 
 	onMove  func(m move) // called after each of them
 	limit   int          // of rotations of a key
@@ -133,6 +135,9 @@ func (k *fakeKMS) do(ctx context.Context, operation string, writes bool, effect 
 	return k.w.do(ctx, "kms."+operation, writes, func() error {
 		if k.denied[operation] {
 			return refuse(lifecycle.Operator, lifecycle.ErrDenied, "%s", operation)
+		}
+		if k.lacks == operation {
+			return refuse(lifecycle.Permanent, errors.ErrUnsupported, "%s", operation)
 		}
 		return effect()
 	})

@@ -23,6 +23,7 @@ var notRunByDaemon = map[string]string{
 	"events":           "local-kms is KMS only: [events] is off",
 	"account from STS": "local-kms has no STS: account is set in byokd.toml",
 	"finding by tags":  "local-kms has no tagging API: byokd lists keys and their tags",
+	"grants":           "local-kms has no grants: byokd says that it cannot see whether some are left behind",
 	"last usage":       "local-kms is older than GetKeyLastUsage: the previous key is disabled at once",
 	"active again": "local-kms is older than KeyMaterialId, without which byokd takes a key that it finds for one that never " +
 		"had material: after a lost database it finds its generations, but not which one is active",
