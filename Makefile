@@ -62,7 +62,8 @@ sample: setup ## a sample of crash and soak, minutes, with what they did; ten th
 		| grep -Ev '^ *(=== |--- PASS: .*/)'
 
 .PHONY: bench
-bench: setup ## how fast and how light: a line per benchmark, BENCH chooses (docs/performance.md)
+bench: ## how fast and how light: a line per benchmark, BENCH chooses (docs/performance.md)
+	@.ci/setup bench
 	@$(GO) test -run '^$$' -bench '$(or $(BENCH),.)' -benchtime 1x -timeout 60m ./hsm ./daemon/jobstore ./daemon ./cmd/byokd | grep -E '^(bench: |---|FAIL|panic|\s+.*_test.go)'
 
 .PHONY: replay
