@@ -64,7 +64,7 @@ type result struct {
 	name    string
 	outcome outcome
 	steps   int    // that were run
-	why     string // empty for a case that passed
+	why     string // empty for a case that passed, unless it is listed to deviate
 }
 
 // A file is a file of recordings.
@@ -217,7 +217,7 @@ func (c *recordedCase) run(ctx context.Context, target endpoint) result {
 		return r
 	}
 	if known {
-		r.outcome, r.why = failed, "it passes, but is listed to deviate: "+why
+		r.why = "though it is listed to deviate: " + why // a file may hold less of the case than was recorded
 	}
 	return r
 }
