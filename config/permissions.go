@@ -115,9 +115,9 @@ func readTrusted(path string, limit int64, dirs directories) ([]byte, error) {
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("cannot be read: %w: let byokd's user read it", err)
 	case errors.Is(err, errNotRegular):
-		return nil, err
+		return nil, fmt.Errorf("%w: put a file in its place, or remove it", err)
 	case err != nil:
-		return nil, fmt.Errorf("cannot be read: %w", err)
+		return nil, fmt.Errorf("cannot be read: %w: mend or remove it", err)
 	}
 	defer f.Close()
 	if err := checkMode(path, info); err != nil {

@@ -932,3 +932,22 @@ func TestNoLongerDesignated(t *testing.T) {
 		t.Errorf("there are %d KMS keys, want 1", n)
 	}
 }
+
+// A request for what is no group is answered: it does not wait for a directory to
+// become a file.
+func TestRequestForDirectory(t *testing.T) {
+	w := newWorld(t)
+	if err := os.Mkdir(w.path("groups.d/dir.toml"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	w.start()
+	w.write("run/requests/rotate.dir", "")
+	w.until("it is rejected, with the reason", func() bool {
+		reasons, _ := filepath.Glob(w.path("run/requests/rejected/*.rotate.dir.reason"))
+		if len(reasons) != 1 {
+			return false
+		}
+		reason, _ := os.ReadFile(reasons[0])
+		return string(reason) == "there is no group \"dir\"\n"
+	})
+}

@@ -144,7 +144,8 @@ func (d *Daemon) requested(ctx context.Context, r *request) (ask, error) {
 	case ok && g.def == nil && g.invalid != nil:
 		return ask{}, refuse("the file of group %q has never been a good one: see `byokctl status %s`", r.Group, r.Group)
 	case !ok || g.def == nil:
-		if _, err := os.Stat(filepath.Join(d.cfg.Load().GroupsDir, r.Group+".toml")); err == nil {
+		// A directory of that name is no group, however long one waits.
+		if info, err := os.Stat(filepath.Join(d.cfg.Load().GroupsDir, r.Group+".toml")); err == nil && !info.IsDir() {
 			return ask{}, errNotYet
 		}
 		return ask{}, refuse("there is no group %q", r.Group)
