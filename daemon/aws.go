@@ -160,6 +160,9 @@ func (e engineKMS) FindKeys(ctx context.Context, tags map[string]string) ([]life
 
 func (e engineKMS) ParametersForImport(ctx context.Context, keyID, algorithm string) (lifecycle.ImportParameters, error) {
 	p, err := e.k.ParametersForImport(ctx, keyID, algorithm)
+	if err == nil {
+		importing(ctx)
+	}
 	return lifecycle.ImportParameters(p), awsFault(err)
 }
 

@@ -160,12 +160,11 @@ type Daemon struct {
 	againAll   bool
 	againNames []string
 
-	loading   sync.Mutex  // one reload, watched change or request at a time
-	taking    sync.Mutex  // held for the request files, before loading
-	untaken   atomic.Bool // there may be requests that were taken and have no job
-	reloaded  atomic.Pointer[control.Reload]
-	running   map[string]int // running jobs by credential and Region
-	runningMu sync.Mutex
+	loading  sync.Mutex  // one reload, watched change or request at a time
+	taking   sync.Mutex  // held for the request files, before loading
+	untaken  atomic.Bool // there may be requests that were taken and have no job
+	reloaded atomic.Pointer[control.Reload]
+	workers  *workers
 
 	// designated ends when this is no longer the designated device; resign ends it.
 	designated atomic.Pointer[context.Context]
@@ -204,7 +203,7 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 	d := &Daemon{Options: o, log: o.Logger, started: o.Now(),
 		jobsWake: make(chan struct{}, 1), outboxWake: make(chan struct{}, 1), hooksWake: make(chan struct{}, 1),
 		groupsWake: make(chan struct{}, 1), expiryWake: make(chan struct{}, 1), watchWake: make(chan struct{}, 1), upkeepWake: make(chan struct{}, 1), driftWake: make(chan struct{}, 1), loadWake: make(chan struct{}, 1), tidyWake: make(chan struct{}, 1),
-		changes: newBroadcast(), running: make(map[string]int), fatal: make(chan error, 1), pulses: newPulses()}
+		changes: newBroadcast(), workers: newWorkers(), fatal: make(chan error, 1), pulses: newPulses()}
 	if d.host, err = os.Hostname(); err != nil {
 		return nil, fmt.Errorf("read this machine's name: %w", err)
 	}
@@ -412,6 +411,7 @@ func (d *Daemon) reloads(ctx context.Context, p *pulse) {
 			resume()
 			d.Notifier.Reloading()
 			d.reload(ctx)
+			wake(d.jobsWake) // max_jobs and designated may be others now
 			d.Notifier.Ready()
 		case <-d.loadWake:
 			resume()

@@ -64,10 +64,13 @@ type groups struct {
 	d     *Daemon
 	mu    sync.Mutex
 	m     map[string]*group
-	epoch int // how often everything that was seen of them has become void
+	gone  map[string]bool // those whose file is gone
+	epoch int             // how often everything that was seen of them has become void
 }
 
-func newGroups(d *Daemon) *groups { return &groups{d: d, m: make(map[string]*group)} }
+func newGroups(d *Daemon) *groups {
+	return &groups{d: d, m: make(map[string]*group), gone: make(map[string]bool)}
+}
 
 func (gs *groups) count() int {
 	gs.mu.Lock()
@@ -531,7 +534,6 @@ func (d *Daemon) accept(ctx context.Context, g, last *config.Group, row jobstore
 		if _, err := d.store.Wake(ctx, jobstore.WakeFilter{Groups: []string{g.Name}}); err != nil {
 			return err
 		}
-		wake(d.jobsWake)
 	}
 	if last != nil && (last.Digest() != digest || trigger == triggerStart) {
 		// Also at start: byokd may have died between a job's end and this.
@@ -551,6 +553,7 @@ func (d *Daemon) accept(ctx context.Context, g, last *config.Group, row jobstore
 		row.Digest = digest
 		d.groups.update(g.Name, func(g *group) { g.row.Digest = digest })
 	}
+	d.workers.free(d.placeOf(g.Name))
 	wake(d.groupsWake)
 	wake(d.expiryWake)
 	if err := d.synchronizeChanged(ctx, g, row, trigger); err != nil {
@@ -653,7 +656,7 @@ func (d *Daemon) planRetirement(ctx context.Context, g *config.Group, trigger st
 	if err := d.store.SetPlan(ctx, planRow(*plan)); err != nil {
 		return err
 	}
-	wake(d.jobsWake)
+	d.workers.free(d.placeOf(g.Name))
 	return nil
 }
 
@@ -732,6 +735,7 @@ func (gs *groups) accepted(def *config.Group, row jobstore.Group, hasKeys bool) 
 		gs.m[def.Name] = g
 	}
 	g.def, g.invalid, g.row, g.gone, g.told, g.hasKeys = def, nil, row, false, false, g.hasKeys || hasKeys
+	delete(gs.gone, def.Name)
 	g.nextLook, g.lookPause = time.Time{}, 0
 }
 
@@ -740,6 +744,7 @@ func (gs *groups) forget(name string) {
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
 	delete(gs.m, name)
+	delete(gs.gone, name)
 }
 
 // refuse records why a file is not taken. The last good definition, if there is
@@ -776,6 +781,11 @@ func (d *Daemon) keep(name string, last *config.Group, row jobstore.Group, gone 
 		g.def = last
 	}
 	g.row, g.gone = row, gone
+	if gone {
+		d.groups.gone[name] = true
+	} else {
+		delete(d.groups.gone, name)
+	}
 	d.groups.mu.Unlock()
 	d.plan(name)
 }
@@ -890,7 +900,7 @@ func (d *Daemon) newJob(a ask) jobstore.NewJob {
 	def := d.definition(a.group)
 	return jobstore.NewJob{
 		Kind: string(a.kind), Group: a.group.Name, Generation: number, HSM: a.group.HSM, Trigger: a.trigger, UniqueKey: a.key,
-		Definition: mustJSON(def), Request: mustJSON(a.request), Urgent: a.urgent,
+		Definition: mustJSON(def), Request: mustJSON(a.request), Urgent: a.urgent, Expiring: a.trigger == triggerExpiry,
 		DueAt: now, ScheduledAt: a.tick, Steps: lifecycle.Steps(a.kind),
 		Audit: []jobstore.AuditEntry{{At: now, Group: a.group.Name, Actor: by, Action: "ask for " + string(a.kind),
 			Detail: "trigger " + a.trigger, Definition: def.Digest}},
@@ -909,7 +919,7 @@ func (d *Daemon) enqueue(ctx context.Context, a ask) (jobstore.Job, bool, error)
 	}
 	d.storeWorks()
 	d.log.Debug("job asked for", "group", a.group.Name, "job", row.ID, "kind", row.Kind, "trigger", a.trigger, "joined", joined)
-	wake(d.jobsWake)
+	d.workers.free(row.Place)
 	d.changes.notify()
 	return row, joined, nil
 }

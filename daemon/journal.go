@@ -83,8 +83,11 @@ func (j journal) Record(ctx context.Context, c lifecycle.Change) error {
 	if len(c.Events) > 0 {
 		j.d.wakeEvents()
 	}
-	if len(c.Jobs) > 0 || c.Plan != nil {
-		wake(j.d.jobsWake)
+	for _, n := range c.Jobs {
+		j.d.workers.free(j.d.placeOf(n.Group))
+	}
+	if c.Plan != nil {
+		j.d.workers.free(j.d.placeOf(c.Plan.Group))
 	}
 	j.d.changes.notify()
 	return nil

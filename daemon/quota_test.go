@@ -1,16 +1,20 @@
 package daemon_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"unicode"
 
 	"github.com/google/go-cmp/cmp"
 
 	"byokd/cloud"
+	"byokd/cloud/awssim"
 	"byokd/config"
+	"byokd/daemon/control"
 )
 
 // The keys of [aws.quotas] and their defaults are those that the client of AWS
@@ -43,5 +47,87 @@ func TestQuotaDefaults(t *testing.T) {
 	}
 	if d := cmp.Diff(want, have); d != "" {
 		t.Errorf("of the client (-), of byokd.toml (+):\n%s", d)
+	}
+}
+
+// The scarce request is never idle while work waits: a job that has got its import
+// parameters makes room for the next, however long it goes on.
+func TestRoomBehindImport(t *testing.T) {
+	const groups = 40 // more than are ahead of their imports at once
+	w := newWorld(t)
+	var mu sync.Mutex
+	asked := 0
+	all, stop := make(chan struct{}), make(chan struct{}) // stop: the test has failed
+	t.Cleanup(func() { close(stop) })
+	w.faults(func(r awssim.Request) *awssim.Fault {
+		mu.Lock()
+		if r.Operation == "GetParametersForImport" {
+			if asked++; asked == groups {
+				close(all)
+			}
+		}
+		mu.Unlock()
+		if r.Operation == "ImportKeyMaterial" { // none is imported before all have their parameters
+			select {
+			case <-all:
+			case <-stop:
+			}
+		}
+		return nil
+	}, nil)
+	for i := range groups {
+		w.group(fmt.Sprintf("g%02d", i), `every = "90d"`, "")
+	}
+	w.start()
+	for i := range groups {
+		w.untilGeneration(fmt.Sprintf("g%02d", i), 1)
+	}
+}
+
+// With max_jobs the jobs are spread: no Region has all of them while another waits.
+func TestSpreadOverPlaces(t *testing.T) {
+	w := newWorld(t)
+	w.configure("max_jobs = 4")
+	var mu sync.Mutex
+	var order []string
+	w.faults(nil, func(r awssim.Request) *awssim.Fault {
+		mu.Lock()
+		defer mu.Unlock()
+		if r.Operation == "CreateKey" {
+			order = append(order, r.Region)
+		}
+		return nil
+	})
+	regions := []string{"ap-south-1", "eu-central-1", "eu-west-1", "us-east-1"}
+	w.start()
+	for _, region := range regions {
+		for i := range 6 {
+			w.write(fmt.Sprintf("groups.d/%s-%d.toml", region, i), fmt.Sprintf("[rotation]\nevery = \"90d\"\ninitial = \"scheduled\"\n[aws]\nregion = %q\nalias = \"alias/g%d\"\n", region, i))
+		}
+	}
+	w.until("all groups are known", func() bool {
+		all, err := w.client.Status(t.Context())
+		return err == nil && len(all) == 6*len(regions)
+	})
+	jobs, err := w.client.Rotate(t.Context(), nil, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, j := range jobs {
+		if j := w.finished(j.ID); j.State != control.JobCompleted {
+			t.Errorf("%s of %s: %s", j.State, j.Group, j.Error)
+		}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	count := make(map[string]int)
+	for _, region := range order[:12] { // half of them
+		count[region]++
+	}
+	for _, region := range regions {
+		if count[region] < 2 {
+			t.Errorf("of the first half, by Region: %v", count)
+			break
+		}
 	}
 }

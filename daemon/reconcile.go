@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -332,11 +333,5 @@ func notDue(row *jobstore.Job, l *looked) bool {
 func (gs *groups) goneNames() []string {
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
-	var names []string
-	for name, g := range gs.m {
-		if g.gone {
-			names = append(names, name)
-		}
-	}
-	return names
+	return slices.Sorted(maps.Keys(gs.gone))
 }

@@ -1,26 +1,34 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"byokd/cloud"
-	"byokd/config"
 	"byokd/daemon/jobstore"
 	"byokd/daemon/lifecycle"
 )
 
 const (
-	// placeWorkers is how many jobs run at once for one account and Region with
-	// max_jobs = 0. A rotation mostly waits: for its turn at
-	// GetParametersForImport, one a second, and for the HSM.
-	placeWorkers = 16
+	// With max_jobs = 0 as many jobs are ahead of GetParametersForImport in one
+	// account and Region as four seconds of its quota take, within these bounds, so
+	// that the scarce request is never idle while work waits. A job that is past it
+	// makes room for the next: a rotation in place goes on for minutes from there.
+	fewestAhead = 16
+	mostAhead   = 64
+
+	// placeJobs is how many jobs run at once in one account and Region with
+	// max_jobs = 0.
+	placeJobs = 256
 
 	// Retries of transient and unknown errors are this far apart.
 	firstRetry = time.Second
@@ -42,92 +50,222 @@ const (
 	idleLook = 30 * time.Second
 )
 
+// Workers are who runs jobs, by place: the credential and Region of a job.
+type workers struct {
+	mu      sync.Mutex
+	running int
+	loads   map[string]*load
+	freed   map[string]bool // places at which there may be a job to claim, or room for one
+	wake    chan struct{}   // a place was freed
+}
+
+// A load is the running jobs of a place.
+type load struct {
+	jobs  int
+	ahead int // of them, that have not got their import parameters
+}
+
+func newWorkers() *workers {
+	return &workers{loads: make(map[string]*load), freed: make(map[string]bool), wake: make(chan struct{}, 1)}
+}
+
+// free has jobs claimed at some places.
+func (w *workers) free(places ...string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, place := range places {
+		w.freed[place] = true
+	}
+	wake(w.wake)
+}
+
+func (w *workers) takeFreed() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	places := slices.Sorted(maps.Keys(w.freed))
+	clear(w.freed)
+	return places
+}
+
+// begin notes that a job runs. The job calls ahead when it has got its import
+// parameters, and end when it has ended.
+func (w *workers) begin(place string) (ahead, end func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	l := w.loads[place]
+	if l == nil {
+		l = new(load)
+		w.loads[place] = l
+	}
+	w.running++
+	l.jobs++
+	l.ahead++
+	pass := sync.OnceFunc(func() {
+		w.mu.Lock()
+		l.ahead--
+		w.mu.Unlock()
+		w.free(place)
+	})
+	return pass, func() {
+		pass()
+		w.mu.Lock()
+		w.running--
+		if l.jobs--; l.jobs == 0 {
+			delete(w.loads, place)
+		}
+		w.mu.Unlock()
+		w.free(place)
+	}
+}
+
+// room reports whether another job may run at a place.
+func (w *workers) room(place string, maxJobs int, perSecond float64) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if maxJobs > 0 {
+		return w.running < maxJobs
+	}
+	l := w.loads[place]
+	return l == nil || l.jobs < placeJobs && l.ahead < min(max(fewestAhead, int(4*perSecond)), mostAhead)
+}
+
+// jobsAt is how many jobs run at a place.
+func (w *workers) jobsAt(place string) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if l := w.loads[place]; l != nil {
+		return l.jobs
+	}
+	return 0
+}
+
 // work claims jobs and runs them until ctx ends, then waits for those that run:
 // each finishes its running step and is put back.
+//
+// A job that ends or makes room frees its place, and only that is looked at. All
+// places are, where it is not known at which of them something has changed.
 func (d *Daemon) work(ctx context.Context, p *pulse) {
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer p.end()
-	var atOnce atomic.Int64
-	for ctx.Err() == nil {
-		job, err := d.claim(ctx, int(atOnce.Load()))
-		switch {
-		case err != nil:
+	looked := d.Now()
+	for all := true; ctx.Err() == nil; {
+		now := d.Now()
+		due, err := d.due(ctx, all, looked, now)
+		if err == nil {
+			looked = now
+			err = d.claimAt(ctx, due, &running)
+		}
+		if err != nil {
 			if ctx.Err() == nil {
 				d.storeFailed("claim a job", err)
 				p.sleep(ctx, 5*time.Second, nil)
 			}
-			continue
-		case job == nil:
-			p.sleep(ctx, d.untilDue(ctx), d.jobsWake)
+			all = true
 			continue
 		}
-		atOnce.Add(1)
-		place := d.placeOf(job.Group)
-		d.count(place, 1)
-		running.Go(func() {
-			d.runJob(ctx, job)
-			d.count(place, -1)
-			atOnce.Add(-1)
-			wake(d.jobsWake)
-		})
+		all = d.awaitJobs(ctx, p)
 	}
 }
 
-// claim takes the next job, or none where there is none that may be run now.
-func (d *Daemon) claim(ctx context.Context, running int) (*jobstore.Job, error) {
+// due are the places to look at: all with due jobs, or those that were freed and
+// those at which jobs have become due since the last look.
+func (d *Daemon) due(ctx context.Context, all bool, looked, now time.Time) ([]jobstore.Due, error) {
+	freed := d.workers.takeFreed()
+	if all || d.cfg.Load().MaxJobs > 0 { // then each job's end makes room everywhere
+		return d.store.Due(ctx, now)
+	}
+	since, err := d.store.DueSince(ctx, looked, now)
+	if err != nil {
+		d.workers.free(freed...)
+		return nil, err
+	}
+	var due []jobstore.Due
+	for _, place := range append(freed, since...) {
+		due = append(due, jobstore.Due{Place: place})
+	}
+	return due, nil
+}
+
+// awaitJobs waits until there may be something to claim, and tells whether that may
+// be at any place.
+func (d *Daemon) awaitJobs(ctx context.Context, p *pulse) (all bool) {
+	timer := time.NewTimer(d.untilDue(ctx))
+	defer timer.Stop()
+	defer p.rest()()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+		// What was left alone for its HSM or its file may be so no more.
+		return len(d.tokens.unavailable()) > 0 || len(d.groups.goneNames()) > 0
+	case <-d.workers.wake:
+	case <-d.jobsWake:
+		return true
+	}
+	return false
+}
+
+// claimAt claims jobs at places and has them run: one at each in turn, as long as
+// there is room, so that none waits for the others. Where not all may run, the most
+// urgent go first, then those where the fewest run.
+func (d *Daemon) claimAt(ctx context.Context, due []jobstore.Due, running *sync.WaitGroup) error {
 	cfg := d.cfg.Load()
-	if !cfg.Designated || cfg.MaxJobs > 0 && running >= cfg.MaxJobs || d.ending.Load() {
-		return nil, nil
-	}
-	skip := jobstore.Skip{HSMs: d.tokens.unavailable(), Gone: d.groups.goneNames()}
-	if cfg.MaxJobs == 0 {
-		skip.Groups = d.busyPlaces()
-	}
-	return d.store.Claim(ctx, d.Now(), skip)
-}
-
-// busyPlaces are the groups of those accounts and Regions for which as many jobs
-// run as keep their quotas busy.
-func (d *Daemon) busyPlaces() []string {
-	d.runningMu.Lock()
-	full := make(map[string]bool)
-	for place, n := range d.running {
-		if n >= placeWorkers {
-			full[place] = true
-		}
-	}
-	d.runningMu.Unlock()
-	if len(full) == 0 {
+	if !cfg.Designated || len(due) == 0 {
 		return nil
 	}
-	var names []string
-	for _, name := range d.groups.names() {
-		if g, ok := d.groups.get(name); ok && g.def != nil && full[accountPlace(g.def)] {
-			names = append(names, name)
+	skip := jobstore.Skip{HSMs: d.tokens.unavailable(), Gone: d.groups.goneNames()}
+	for len(due) > 0 {
+		if cfg.MaxJobs > 0 {
+			slices.SortStableFunc(due, func(a, b jobstore.Due) int {
+				return cmp.Or(cmp.Compare(b.Priority, a.Priority), cmp.Compare(d.workers.jobsAt(a.Place), d.workers.jobsAt(b.Place)), a.ReadyAt.Compare(b.ReadyAt))
+			})
 		}
+		left := due[:0]
+		for _, at := range due {
+			if ctx.Err() != nil || d.ending.Load() {
+				return nil
+			}
+			if !d.workers.room(at.Place, cfg.MaxJobs, cfg.AWS.Quotas.GetParametersForImport) {
+				continue
+			}
+			job, err := d.store.Claim(ctx, d.Now(), at.Place, skip)
+			if err != nil {
+				return err
+			}
+			if job == nil {
+				continue
+			}
+			left = append(left, at)
+			ahead, end := d.workers.begin(at.Place)
+			running.Go(func() {
+				defer end()
+				d.runJob(context.WithValue(ctx, aheadKey{}, ahead), job)
+				if place := d.placeOf(job.Group); place != at.Place {
+					d.workers.free(place) // the group's next job is about that
+				}
+			})
+		}
+		due = left
 	}
-	return names
+	return nil
 }
 
-// accountPlace names the account and Region of a definition, as far as they are
-// known without asking.
-func accountPlace(g *config.Group) string { return g.Credential + " " + g.AWS.Region }
+type aheadKey struct{}
 
+// importing notes that a running job has got its import parameters: the scarce
+// request is free for the next.
+func importing(ctx context.Context) {
+	if ahead, ok := ctx.Value(aheadKey{}).(func()); ok {
+		ahead()
+	}
+}
+
+// placeOf is the place of a group's jobs, as [jobstore.Job] has it.
 func (d *Daemon) placeOf(group string) string {
 	if g, ok := d.groups.get(group); ok && g.def != nil {
-		return accountPlace(g.def)
+		return strings.TrimSpace(g.def.Credential + " " + g.def.AWS.Region)
 	}
 	return ""
-}
-
-// count notes that a job begins or ends at a place.
-func (d *Daemon) count(place string, by int) {
-	d.runningMu.Lock()
-	defer d.runningMu.Unlock()
-	if d.running[place] += by; d.running[place] == 0 {
-		delete(d.running, place)
-	}
 }
 
 func (d *Daemon) untilDue(ctx context.Context) time.Duration {
@@ -214,7 +352,7 @@ func priority(row *jobstore.Job) cloud.Priority {
 	switch {
 	case row.Urgent:
 		return cloud.Asked
-	case row.Trigger == triggerExpiry:
+	case row.Expiring:
 		return cloud.Expiring
 	}
 	return cloud.Routine
@@ -239,7 +377,6 @@ func (d *Daemon) settle(ctx context.Context, row *jobstore.Job, job *lifecycle.J
 			return
 		}
 	}
-	wake(d.jobsWake)
 	d.wakeEvents()
 	if err == nil {
 		d.metrics.steps(job)

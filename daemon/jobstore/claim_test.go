@@ -3,9 +3,12 @@ package jobstore_test
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"byokd/daemon/jobstore"
 )
@@ -26,7 +29,7 @@ func TestClaimOrder(t *testing.T) {
 
 	skip := jobstore.Skip{HSMs: []string{"other", "third"}}
 	for _, want := range []string{urgent, earliest, late, later} {
-		job, err := s.Claim(t.Context(), c.now, skip)
+		job, err := s.Claim(t.Context(), c.now, "", skip)
 		must(t, err)
 		if job == nil || job.ID != want {
 			t.Fatalf("claimed %+v, want %s", job, want)
@@ -35,8 +38,8 @@ func TestClaimOrder(t *testing.T) {
 			t.Errorf("claimed job is %+v", job)
 		}
 	}
-	for _, skip := range []jobstore.Skip{skip, {Groups: []string{"other"}}, {HSMs: []string{"x"}, Groups: []string{"x", "other"}}} {
-		job, err := s.Claim(t.Context(), c.now, skip)
+	for _, skip := range []jobstore.Skip{skip, {Gone: []string{"other"}}, {HSMs: []string{"x"}, Gone: []string{"x", "other"}}} {
+		job, err := s.Claim(t.Context(), c.now, "", skip)
 		must(t, err)
 		if job != nil {
 			t.Errorf("claimed %+v", job)
@@ -131,7 +134,7 @@ func TestClaimRaceOfGoroutines(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for {
-				job, err := s.Claim(t.Context(), c.now, jobstore.Skip{})
+				job, err := s.Claim(t.Context(), c.now, "", jobstore.Skip{})
 				if err != nil {
 					t.Error(err)
 				}
@@ -187,4 +190,65 @@ func TestClaimRaceOfProcesses(t *testing.T) {
 	n, err := s.Rescue(t.Context())
 	must(t, err)
 	equal(t, "rescued", n, jobs)
+}
+
+// Jobs are claimed by place, the most urgent first, and the places with due jobs
+// are known.
+func TestClaimByPlace(t *testing.T) {
+	s, c := newStore(t)
+	add := func(group, place string, due time.Duration, change func(*jobstore.NewJob)) string {
+		credential, region, _ := strings.Cut(place, " ")
+		n := rotate(group, group+place)
+		n.DueAt, n.Definition = epoch.Add(due), fmt.Appendf(nil, `{"credential": %q, "region": %q}`, credential, region)
+		if change != nil {
+			change(&n)
+		}
+		return enqueue(t, s, n).ID
+	}
+	urgent := func(n *jobstore.NewJob) { n.Urgent = true }
+	expiring := func(n *jobstore.NewJob) { n.Expiring = true }
+	late := add("a", "prod eu-central-1", -time.Hour, nil)
+	joined := add("b", "prod eu-central-1", -time.Minute, nil)
+	renewal := add("c", "prod eu-central-1", -time.Minute, expiring)
+	asked := add("d", "prod eu-central-1", 0, urgent)
+	elsewhere := add("e", "prod us-east-1", -time.Second, nil)
+	add("f", "dev us-east-1", time.Hour, urgent)
+	if id := add("b", "prod eu-central-1 ", 0, expiring); id != joined {
+		t.Errorf("joined %s", id)
+	}
+
+	due, err := s.Due(t.Context(), c.now)
+	must(t, err)
+	want := []jobstore.Due{{Place: "prod eu-central-1", Priority: 2, ReadyAt: epoch}, {Place: "prod us-east-1", ReadyAt: epoch.Add(-time.Second)}}
+	if d := cmp.Diff(want, due); d != "" {
+		t.Error(d)
+	}
+	for _, want := range []string{asked, joined, renewal, late, ""} {
+		job, err := s.Claim(t.Context(), c.now, "prod eu-central-1", jobstore.Skip{})
+		must(t, err)
+		switch {
+		case want == "" && job != nil, want != "" && (job == nil || job.ID != want):
+			t.Fatalf("claimed %+v, want %s", job, want)
+		case job != nil && (job.Place != "prod eu-central-1" || job.Urgent != (want == asked) || job.Expiring != (want == joined || want == renewal)):
+			t.Errorf("claimed %+v", job)
+		}
+	}
+	due, err = s.Due(t.Context(), c.now)
+	must(t, err)
+	if d := cmp.Diff(want[1:], due); d != "" {
+		t.Error(d)
+	}
+	for _, since := range []struct {
+		after time.Time
+		want  []string
+	}{{c.now.Add(-time.Second), nil}, {c.now.Add(-time.Second - time.Millisecond), []string{"prod us-east-1"}}} {
+		places, err := s.DueSince(t.Context(), since.after, c.now)
+		must(t, err)
+		if d := cmp.Diff(since.want, places); d != "" {
+			t.Errorf("due after %v: %s", since.after, d)
+		}
+	}
+	job, err := s.Claim(t.Context(), c.now, "prod us-east-1", jobstore.Skip{})
+	must(t, err)
+	equal(t, "claimed", job.ID, elsewhere)
 }

@@ -38,6 +38,8 @@ type Job struct {
 	Definition  []byte // the snapshot, JSON
 	Request     []byte // JSON
 	Urgent      bool   // a person asked
+	Expiring    bool   // it renews what is about to expire
+	Place       string // the definition's credential and Region, with a space between
 	CreatedAt   time.Time
 	ScheduledAt time.Time // nominal time of the tick
 	DueAt       time.Time // not before
@@ -85,6 +87,7 @@ type NewJob struct {
 	Definition  []byte
 	Request     []byte
 	Urgent      bool      // a person asked: before the others, and without delay
+	Expiring    bool      // it renews what is about to expire: before the rest
 	DueAt       time.Time // zero: now
 	ScheduledAt time.Time // of a tick; the group's last tick moves on to it
 	Steps       []string  // recorded as pending
@@ -104,7 +107,7 @@ type Enqueued struct {
 // job that it led to is returned, and nothing changes but the last tick. When a
 // rotation is asked for and the group has an open one, the asking is recorded
 // with that; an urgent asking makes it urgent and due now, unless it waits for
-// a person. A group that is not known becomes known, without a definition.
+// a person, and one about what expires puts it before the rest. A group that is not known becomes known, without a definition.
 //
 // The job is zero where Enqueued.JobID would be empty.
 func (s *Store) Enqueue(ctx context.Context, n NewJob) (job Job, joined bool, err error) {
@@ -182,6 +185,8 @@ func (t *tx) enqueue(n NewJob) (Enqueued, error) {
 	if e.Joined {
 		if n.Urgent {
 			err = t.hurry(e.JobID)
+		} else if n.Expiring {
+			_, err = t.exec(`UPDATE jobs SET expiring = 1 WHERE id = ?`, e.JobID)
 		}
 	} else {
 		e.JobID, err = t.insertJob(n)
@@ -210,9 +215,9 @@ func (t *tx) insertJob(n NewJob) (id string, err error) {
 	if due.IsZero() {
 		due = t.now
 	}
-	_, err = t.exec(`INSERT INTO jobs (id, kind, grp, hsm, generation, state, cause, definition, request, urgent, created_at, scheduled_at, due_at)
-		VALUES (?, ?, ?, ?, ?, 'available', ?, ?, ?, ?, ?, ?, ?)`,
-		id, n.Kind, n.Group, n.HSM, n.Generation, n.Trigger, text(n.Definition), text(n.Request), n.Urgent,
+	_, err = t.exec(`INSERT INTO jobs (id, kind, grp, hsm, generation, state, cause, definition, request, urgent, expiring, created_at, scheduled_at, due_at)
+		VALUES (?, ?, ?, ?, ?, 'available', ?, ?, ?, ?, ?, ?, ?, ?)`,
+		id, n.Kind, n.Group, n.HSM, n.Generation, n.Trigger, text(n.Definition), text(n.Request), n.Urgent, n.Expiring,
 		millis(t.now), millis(n.ScheduledAt), millis(due))
 	if err != nil {
 		return "", err
@@ -691,12 +696,12 @@ func (s *Store) Counts(ctx context.Context) ([]JobCount, error) {
 	return counts, nil
 }
 
-const jobColumns = `id, kind, grp, hsm, generation, state, cause, waiting_for, definition, request, urgent,
+const jobColumns = `id, kind, grp, hsm, generation, state, cause, waiting_for, definition, request, urgent, expiring, place,
 	created_at, scheduled_at, due_at, started_at, finished_at, next_attempt, attempt, error, first_failed, failure_reported`
 
 func scanJob(row scanner) (j Job, err error) {
 	err = row.Scan(&j.ID, &j.Kind, &j.Group, &j.HSM, &j.Generation, &j.State, &j.Trigger, &j.WaitingFor,
-		&j.Definition, &j.Request, &j.Urgent, scanTime(&j.CreatedAt), scanTime(&j.ScheduledAt), scanTime(&j.DueAt),
+		&j.Definition, &j.Request, &j.Urgent, &j.Expiring, &j.Place, scanTime(&j.CreatedAt), scanTime(&j.ScheduledAt), scanTime(&j.DueAt),
 		scanTime(&j.StartedAt), scanTime(&j.FinishedAt), scanTime(&j.NextAttempt), &j.Attempt, &j.Error,
 		scanTime(&j.FirstFailed), scanTime(&j.FailureReported))
 	return j, err

@@ -29,7 +29,7 @@ func enqueue(t testing.TB, s *jobstore.Store, n jobstore.NewJob) jobstore.Job {
 // claim claims the next job, which must be the one given.
 func claim(t testing.TB, s *jobstore.Store, c *clock, id string) jobstore.Job {
 	t.Helper()
-	job, err := s.Claim(t.Context(), c.now, jobstore.Skip{})
+	job, err := s.Claim(t.Context(), c.now, "", jobstore.Skip{})
 	must(t, err)
 	if job == nil {
 		t.Fatalf("nothing to claim, want %s", id)
@@ -40,7 +40,7 @@ func claim(t testing.TB, s *jobstore.Store, c *clock, id string) jobstore.Job {
 
 func claimNothing(t testing.TB, s *jobstore.Store, c *clock) {
 	t.Helper()
-	job, err := s.Claim(t.Context(), c.now, jobstore.Skip{})
+	job, err := s.Claim(t.Context(), c.now, "", jobstore.Skip{})
 	must(t, err)
 	if job != nil {
 		t.Fatalf("claimed %+v, want nothing", job)
@@ -170,7 +170,7 @@ func TestJoin(t *testing.T) {
 	sync := jobstore.NewJob{Kind: "synchronize", Group: "payments", UniqueKey: "sync:1"}
 	equal(t, "synchronize is its own job", enqueue(t, s, sync).ID != job.ID, true)
 	c.advance(time.Hour)
-	claimed, err := s.Claim(t.Context(), c.now, jobstore.Skip{})
+	claimed, err := s.Claim(t.Context(), c.now, "", jobstore.Skip{})
 	must(t, err)
 	equal(t, "claimed", claimed.ID, job.ID)
 	must(t, s.Finish(t.Context(), job.ID, jobstore.Completed, "", jobstore.Change{}))
@@ -622,7 +622,7 @@ func TestListJobs(t *testing.T) {
 		ids = append(ids, enqueue(t, s, rotate(fmt.Sprintf("g%d", i%3), fmt.Sprint(i))).ID)
 		if i == 2 {
 			for range 3 {
-				job, err := s.Claim(t.Context(), c.now, jobstore.Skip{})
+				job, err := s.Claim(t.Context(), c.now, "", jobstore.Skip{})
 				must(t, err)
 				must(t, s.Finish(t.Context(), job.ID, jobstore.Completed, "", jobstore.Change{}))
 			}

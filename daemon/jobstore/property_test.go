@@ -106,7 +106,7 @@ func TestInvariants(t *testing.T) {
 				asked[ask{n.Group, n.UniqueKey}] = job.ID
 			},
 			"claim": func(t *rapid.T) {
-				job, err := s.Claim(ctx, c.now, jobstore.Skip{})
+				job, err := s.Claim(ctx, c.now, "", jobstore.Skip{})
 				ok(err)
 				if job != nil {
 					running = append(running, job.ID)

@@ -53,7 +53,7 @@ func child(mode, path string) {
 		_, err = bufio.NewReader(os.Stdin).ReadString('\n')
 		check(err)
 		for {
-			job, err := s.Claim(ctx, time.Now(), jobstore.Skip{})
+			job, err := s.Claim(ctx, time.Now(), "", jobstore.Skip{})
 			check(err)
 			if job == nil {
 				break
@@ -71,7 +71,7 @@ func child(mode, path string) {
 			_, _, err := s.Enqueue(ctx, jobstore.NewJob{Kind: "synchronize", Group: "payments", UniqueKey: key})
 			check(err)
 			fmt.Println("asked", key)
-			job, err := s.Claim(ctx, time.Now(), jobstore.Skip{})
+			job, err := s.Claim(ctx, time.Now(), "", jobstore.Skip{})
 			check(err)
 			check(s.Advance(ctx, jobstore.Change{JobID: job.ID, Steps: []jobstore.Step{{Name: "policy", State: "done"}}}))
 			check(s.Finish(ctx, job.ID, jobstore.Completed, "", jobstore.Change{Events: []jobstore.Event{
@@ -550,7 +550,7 @@ func TestInUse(t *testing.T) {
 	must(t, err)
 	equal(t, "number of groups", len(groups), 1)
 	mustBe(t, ro.SetApplied(t.Context(), "payments", "d"), jobstore.ErrReadOnly)
-	_, err = ro.Claim(t.Context(), time.Now(), jobstore.Skip{})
+	_, err = ro.Claim(t.Context(), time.Now(), "", jobstore.Skip{})
 	mustBe(t, err, jobstore.ErrReadOnly)
 
 	// Closed is closed; dead is dead.

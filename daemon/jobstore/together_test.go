@@ -95,12 +95,12 @@ func TestChanged(t *testing.T) {
 	}{
 		{"a definition", func() error { return s.SetDefinition(ctx, "a", []byte("{}"), "d", "main") }, nil},
 		{"a job", func() (err error) { job, _, err = s.Enqueue(ctx, rotation("a")); return err }, []string{"a"}},
-		{"a claim", func() error { _, err := s.Claim(ctx, time.Now(), jobstore.Skip{}); return err }, []string{"a"}},
+		{"a claim", func() error { _, err := s.Claim(ctx, time.Now(), "", jobstore.Skip{}); return err }, []string{"a"}},
 		{"a step", func() error {
 			return s.Advance(ctx, jobstore.Change{JobID: job.ID, Generations: []jobstore.Generation{{Group: "a", Number: 1, Stage: "active"}},
 				Events: []jobstore.Event{{ID: "e", Group: "a", DetailType: "t", Detail: []byte("{}")}}})
 		}, []string{"a"}},
-		{"no claim", func() error { _, err := s.Claim(ctx, time.Now(), jobstore.Skip{}); return err }, nil},
+		{"no claim", func() error { _, err := s.Claim(ctx, time.Now(), "", jobstore.Skip{}); return err }, nil},
 		{"an event sent off", func() error { return s.Failed(ctx, "e", time.Now(), "no") }, nil},
 		{"an event parked", func() error { return s.Park(ctx, "e", "no") }, []string{"a"}},
 		{"an event no longer parked", func() error { return s.Unpark(ctx, "e") }, []string{"a"}},
