@@ -60,9 +60,9 @@ var cryptographicQuotas = map[string]float64{
 	"eu-central-1": 20_000, "eu-west-2": 20_000,
 }
 
-// importQuota is that of the scarce request: one a second by default, and one for
-// each import.
-const importQuota = "kms:GetParametersForImport"
+// ImportAction is the scarce request: one a second by default, and one for each
+// import.
+const ImportAction = "kms:GetParametersForImport"
 
 // DefaultQuotas returns AWS's default quotas of the KMS operations that byokd
 // sends, in requests per second for one account and Region.
@@ -389,9 +389,9 @@ func (c *Cloud) QuotaUses() []QuotaUse {
 func (c *Cloud) ImportRate(credential, region string) float64 {
 	s, err := c.session(credential, region)
 	if err != nil {
-		return requestQuotas[importQuota]
+		return requestQuotas[ImportAction]
 	}
-	b := s.bucket(importQuota)
+	b := s.bucket(ImportAction)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.rate(time.Now())

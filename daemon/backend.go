@@ -521,13 +521,13 @@ func (d *Daemon) Daemon(ctx context.Context) (control.DaemonStatus, error) {
 	return control.DaemonStatus{Version: control.BuildVersion(d.Version), Designated: d.cfg.Load().Designated, Host: d.host,
 		StartedAt: control.At(d.started), Config: d.ConfigPath, LastReload: *d.reloaded.Load(), Endpoints: d.endpoints(),
 		Outbox: control.Outbox{Pending: stats.Pending, Parked: stats.Parked}, HSMs: hsms, Hooks: hooks,
-		Quotas: control.Quotas{GetParametersForImport: d.cfg.Load().AWS.Quotas.GetParametersForImport}, Problems: d.problems()}, nil
+		Quotas: control.Quotas{GetParametersForImport: d.cfg.Load().AWS.Quotas.GetParametersForImport, Used: d.quotaUses()}, Problems: d.problems()}, nil
 }
 
 // problems are what a person should know of byokd as a whole.
 func (d *Daemon) problems() []control.Problem {
 	var all []control.Problem
-	for _, p := range append([]*problem{d.storing.Load(), d.unreadable.Load()}, d.listeners.problems()...) {
+	for _, p := range slices.Concat([]*problem{d.storing.Load(), d.unreadable.Load()}, d.listeners.problems(), d.overloads.problems()) {
 		if p != nil {
 			all = append(all, control.Problem{Code: p.code, Message: p.message, Since: control.At(p.since)})
 		}

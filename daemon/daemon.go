@@ -160,11 +160,12 @@ type Daemon struct {
 	againAll   bool
 	againNames []string
 
-	loading  sync.Mutex  // one reload, watched change or request at a time
-	taking   sync.Mutex  // held for the request files, before loading
-	untaken  atomic.Bool // there may be requests that were taken and have no job
-	reloaded atomic.Pointer[control.Reload]
-	workers  *workers
+	loading   sync.Mutex  // one reload, watched change or request at a time
+	taking    sync.Mutex  // held for the request files, before loading
+	untaken   atomic.Bool // there may be requests that were taken and have no job
+	reloaded  atomic.Pointer[control.Reload]
+	workers   *workers
+	overloads overloadWatch
 
 	// designated ends when this is no longer the designated device; resign ends it.
 	designated atomic.Pointer[context.Context]

@@ -210,6 +210,7 @@ func (d *Daemon) loadAll(ctx context.Context, trigger string) {
 	}
 	d.relations = config.NewRelations(cfg)
 	d.apply(ctx, cfg, k, trigger)
+	d.lookForOverloads()
 }
 
 // loadChanged does for some files, or groups_dir itself, what load does for all.
@@ -267,6 +268,7 @@ func (d *Daemon) loadGroups(ctx context.Context, changed []string) {
 	}
 	d.log.Debug("group files have changed", "groups", len(changed), "looked_at", len(k.names))
 	d.apply(ctx, d.cfg.Load(), k, triggerWatch)
+	d.overloads.stale.Store(true)
 }
 
 // cannotRead notes that groups_dir cannot be read: that no file is seen does not

@@ -36,8 +36,8 @@ func (d *Daemon) housekeep(ctx context.Context, p *pulse) {
 	}
 }
 
-// upkeep does what is seldom to be done: it removes old jobs, looks whether old
-// aliases are gone and whether a credential file has changed, and meets requests
+// upkeep does what is seldom to be done: it removes old jobs, looks whether the
+// schedules can be met at AWS's quotas, whether old aliases are gone and whether a credential file has changed, and meets requests
 // again that could not be stored.
 func (d *Daemon) upkeep(ctx context.Context, p *pulse) {
 	var pruned, looked time.Time
@@ -46,6 +46,10 @@ func (d *Daemon) upkeep(ctx context.Context, p *pulse) {
 		if now := d.Now(); now.Sub(pruned).Abs() >= pruneEvery {
 			pruned = now
 			d.prune(ctx)
+			d.overloads.stale.Store(true) // other ticks are ahead now
+		}
+		if d.overloads.stale.Load() {
+			d.lookForOverloads()
 		}
 		if time.Since(looked) >= aliasEvery {
 			looked = time.Now()

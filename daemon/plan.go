@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -81,7 +80,7 @@ func (d *Daemon) grantsLeft(ctx context.Context, g group, p control.Plan) []stri
 
 func (d *Daemon) planOf(g group, v *view, rotate bool) control.Plan {
 	p := control.Plan{Group: g.name, Account: control.String(d.groups.account(g.name)),
-		QuotaPerSecond: cmp.Or(d.cfg.Load().AWS.Quotas.GetParametersForImport, 1)}
+		QuotaPerSecond: d.cfg.Load().AWS.Quotas.GetParametersForImport}
 	generations := slices.Clone(v.generations[g.name])
 	p.CostNow = monthlyCost(generations, v.now)
 	p.CostThen = p.CostNow
@@ -96,6 +95,7 @@ func (d *Daemon) planOf(g group, v *view, rotate bool) control.Plan {
 		p.Notes = append(p.Notes, "this is not the designated device: it does nothing of this")
 	}
 	p.Region = control.String(g.def.AWS.Region)
+	p.QuotaPerSecond = d.cloud.ImportRate(g.def.Credential, g.def.AWS.Region)
 	def := d.definition(g.def)
 
 	var rotated time.Time

@@ -131,3 +131,41 @@ func TestSpreadOverPlaces(t *testing.T) {
 		}
 	}
 }
+
+// A schedule that cannot be met at the quotas is warned of when it is loaded, in
+// the log, in status and by byokctl check; the group is taken all the same.
+func TestOverloadIsTold(t *testing.T) {
+	w := newWorld(t)
+	w.quotas = "get_parameters_for_import = 0.001" // 86 a day
+	w.configure("")
+	for _, name := range []string{"orders", "payments"} {
+		w.group(name, `every = "20m"
+initial = "scheduled"`, "")
+	}
+	w.start()
+	told := func() string {
+		d, err := w.client.Daemon(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range d.Problems {
+			if p.Code == "quota" {
+				return p.Message
+			}
+		}
+		return ""
+	}
+	const want = "credential prod in eu-central-1: 2 groups ask for 144 rotations a day, and 0.001 imports a second allow 86"
+	if got := told(); !strings.HasPrefix(got, want) || !strings.HasSuffix(got, "(groups orders, payments)") {
+		t.Errorf("status tells %q", got)
+	}
+	if !w.log.contains("schedules cannot be met at AWS's quotas") {
+		t.Error("the log does not tell")
+	}
+	if s := w.status("payments"); s.NextRotation.IsZero() {
+		t.Errorf("payments is %+v", s)
+	}
+	w.group("payments", `every = "90d"
+initial = "scheduled"`, "")
+	w.until("the schedules can be met", func() bool { return told() == "" })
+}

@@ -106,7 +106,7 @@ func recoverError(err error) error {
 // newRecoverer returns as much of a Daemon as looking for keys needs. Without
 // tokens it makes some that record their logins in store.
 func newRecoverer(cfg *config.Config, store *jobstore.Store, tokens *tokens, log *slog.Logger) (*Daemon, error) {
-	d := &Daemon{Options: DefaultOptions(), log: log, store: store, tokens: tokens, changes: newBroadcast(), fatal: make(chan error, 1), pulses: newPulses()}
+	d := &Daemon{Options: DefaultOptions(), log: log, store: store, tokens: tokens, changes: newBroadcast(), workers: newWorkers(), fatal: make(chan error, 1), pulses: newPulses()}
 	d.dir, d.relations = config.NewDir(d.configOptions()), config.NewRelations(cfg)
 	d.started = d.Now()
 	var err error

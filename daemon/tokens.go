@@ -391,7 +391,7 @@ func LookAtHSMs(ctx context.Context, cfg *config.Config, login, by string) (_ []
 	if err != nil {
 		return nil, err
 	}
-	d := &Daemon{Options: DefaultOptions(), log: slog.New(slog.DiscardHandler), store: store, started: time.Now()}
+	d := &Daemon{Options: DefaultOptions(), log: slog.New(slog.DiscardHandler), store: store, workers: newWorkers(), started: time.Now()}
 	ts := newTokens(d, cfg)
 	defer func() {
 		closeCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), hsmCloseTimeout)

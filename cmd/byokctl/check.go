@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"byokd/config"
 
@@ -158,6 +159,7 @@ func (t *tool) checkFiles(files []string) (int, error) {
 	files = slices.DeleteFunc(files, func(f string) bool { return same(f, s.cfg.Path) })
 	if len(files) == 0 {
 		t.warn(s.cfg.Missing())
+		t.warnOfOverloads(s)
 		return len(s.set.Groups), newProblems(s.problems(), nil, nil)
 	}
 	before := s.problems()
@@ -210,6 +212,7 @@ func (t *tool) checkConfigAs(file string) (int, error) {
 		before = now.problems()
 	}
 	t.warn(s.cfg.Missing())
+	t.warnOfOverloads(s)
 	return len(s.set.Groups), newProblems(s.problems(), nil, before)
 }
 
@@ -238,6 +241,13 @@ func (t *tool) warn(missing config.Problems) {
 		if !strings.HasSuffix(p.Key, "_credential") {
 			fmt.Fprintln(t.stderr, "warning:", p)
 		}
+	}
+}
+
+// warnOfOverloads prints where the schedules cannot be met at AWS's quotas.
+func (t *tool) warnOfOverloads(s *setup) {
+	for _, o := range s.set.Overloads(s.cfg, time.Now()) {
+		fmt.Fprintf(t.stderr, "warning: %s (groups %s)\n", o.Message, o.Names())
 	}
 }
 

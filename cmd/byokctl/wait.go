@@ -204,17 +204,18 @@ func (t *tool) unfinished(cause error, open []string) error {
 	return cause
 }
 
-// quotas returns the account and Region of each job, and how many of them a
-// second AWS lets through there; 0 where that cannot be told. It only serves an
+// quotas returns the account and Region of each job, how many of them a second AWS
+// lets through anywhere, and where byokd has found it to be fewer; 0 where that
+// cannot be told. It only serves an
 // estimate, so what cannot be asked for is left out.
-func quotas(ctx context.Context, client *control.Client, jobs []control.Job) (places map[string]string, perSecond float64) {
+func quotas(ctx context.Context, client *control.Client, jobs []control.Job) (places map[string]string, perSecond float64, learned map[string]float64) {
 	daemon, err := client.Daemon(ctx)
 	if err != nil {
-		return nil, 0
+		return nil, 0, nil
 	}
 	groups, err := client.Status(ctx)
 	if err != nil {
-		return nil, 0
+		return nil, 0, nil
 	}
 	place := make(map[string]string)
 	for _, g := range groups {
@@ -224,7 +225,13 @@ func quotas(ctx context.Context, client *control.Client, jobs []control.Job) (pl
 	for _, j := range jobs {
 		places[j.ID] = place[j.Group]
 	}
-	return places, daemon.Quotas.GetParametersForImport
+	learned = make(map[string]float64)
+	for _, u := range daemon.Quotas.Used {
+		if u.Operation == "kms:GetParametersForImport" {
+			learned[string(u.Account)+" "+u.Region] = u.PerSecond
+		}
+	}
+	return places, daemon.Quotas.GetParametersForImport, learned
 }
 
 // A progress prints what happens to jobs, a line each. On a terminal a last line,
@@ -235,8 +242,9 @@ type progress struct {
 	begun time.Time
 	total int
 
-	places    map[string]string // account and Region, by job
-	perSecond float64           // jobs that AWS lets through at a place; 0: not known
+	places    map[string]string  // account and Region, by job
+	perSecond float64            // jobs that AWS lets through at a place; 0: not known
+	learned   map[string]float64 // the same, by place, where byokd knows better
 
 	mu    sync.Mutex
 	shown map[string]bool        // lines that were printed, by what they tell of
@@ -251,8 +259,8 @@ func newProgress(s screen, total int) *progress {
 }
 
 // quota says how fast AWS lets jobs through.
-func (p *progress) quota(places map[string]string, perSecond float64) {
-	p.places, p.perSecond = places, perSecond
+func (p *progress) quota(places map[string]string, perSecond float64, learned map[string]float64) {
+	p.places, p.perSecond, p.learned = places, perSecond, learned
 }
 
 // run redraws the last line of a terminal until it is stopped, which leaves that
@@ -433,9 +441,9 @@ func (p *progress) left(finished int) time.Duration {
 		}
 	}
 	var seconds float64
-	if p.perSecond > 0 {
-		for _, n := range at {
-			seconds = max(seconds, float64(n)/p.perSecond)
+	for place, n := range at {
+		if rate := cmp.Or(p.learned[place], p.perSecond); rate > 0 {
+			seconds = max(seconds, float64(n)/rate)
 		}
 	}
 	if finished >= enough {

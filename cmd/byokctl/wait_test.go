@@ -155,7 +155,7 @@ func TestBar(t *testing.T) {
 			places[jobs[i].ID] = "111122223333 eu-west-1"
 		}
 	}
-	p.quota(places, 0.5)
+	p.quota(places, 0.5, nil)
 	last := func(want string) {
 		t.Helper()
 		_, got, _ := strings.Cut(b.String(), "\r\033[K")
@@ -219,7 +219,7 @@ func TestBar(t *testing.T) {
 // TestPollManyOpen: of many jobs the states are asked for until all have finished;
 // the estimate's quotas come from the daemon.
 func TestPollManyOpen(t *testing.T) {
-	f, err := newFake([]byte(`{"Groups": [{"group": "a", "account": "1", "region": "r"}], "Daemon": {"quotas": {"get_parameters_for_import": 2}}}`))
+	f, err := newFake([]byte(`{"Groups": [{"group": "a", "account": "1", "region": "r"}], "Daemon": {"quotas": {"get_parameters_for_import": 2, "used": [{"account": "1", "region": "r", "operation": "kms:GetParametersForImport", "per_second": 0.7}]}}}`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -247,9 +247,9 @@ func TestPollManyOpen(t *testing.T) {
 	if seen[control.JobRunning] != 1 || seen[control.JobCompleted] != n-1 || seen[control.JobDiscarded] != 1 {
 		t.Errorf("seen: %v", seen)
 	}
-	places, perSecond := quotas(t.Context(), client, jobs)
-	if perSecond != 2 || places["7"] != "1 r" {
-		t.Errorf("quotas: %v, %v", places, perSecond)
+	places, perSecond, learned := quotas(t.Context(), client, jobs)
+	if perSecond != 2 || places["7"] != "1 r" || learned["1 r"] != 0.7 {
+		t.Errorf("quotas: %v, %v, %v", places, perSecond, learned)
 	}
 }
 

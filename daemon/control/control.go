@@ -588,7 +588,20 @@ type DaemonStatus struct {
 
 // Quotas are what byokd keeps to, in requests per second per account and Region.
 type Quotas struct {
-	GetParametersForImport float64 `json:"get_parameters_for_import"`
+	GetParametersForImport float64        `json:"get_parameters_for_import"` // as configured
+	Used                   List[QuotaUse] `json:"used"`                      // of GetParametersForImport, and those that AWS has throttled
+}
+
+// A QuotaUse is how a request quota is used in one account and Region.
+type QuotaUse struct {
+	Account    String  `json:"account"` // null: not known yet
+	Credential String  `json:"credential"`
+	Region     string  `json:"region"`
+	Operation  string  `json:"operation"`  // an IAM action
+	Quota      float64 `json:"quota"`      // requests per second
+	PerSecond  float64 `json:"per_second"` // what is kept to: less than quota after AWS has throttled
+	Waiting    int     `json:"waiting"`    // requests that wait for their turn
+	Throttled  int     `json:"throttled"`  // requests that AWS has refused since byokd started
 }
 
 // A Hook is one command of [hooks].

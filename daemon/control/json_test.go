@@ -53,7 +53,9 @@ func TestJSON(t *testing.T) {
 		{"daemon, nothing known", control.DaemonStatus{},
 			`{"version":{"version":"","revision":null,"modified":false,"go":"","platform":""},"designated":false,"host":"","started_at":null,` +
 				`"config":"","last_reload":{"at":null,"ok":false,"error":null,"restart":[]},"endpoints":[],"outbox":{"pending":0,"parked":0},` +
-				`"quotas":{"get_parameters_for_import":0},"hsms":[],"hooks":[],"problems":[]}`},
+				`"quotas":{"get_parameters_for_import":0,"used":[]},"hsms":[],"hooks":[],"problems":[]}`},
+		{"quota, nothing known", control.QuotaUse{Region: "r", Operation: "kms:CreateKey"},
+			`{"account":null,"credential":null,"region":"r","operation":"kms:CreateKey","quota":0,"per_second":0,"waiting":0,"throttled":0}`},
 		{"hook, nothing known", control.Hook{On: "*"}, `{"on":"*","command":[],"waiting":0,"ran_at":null,"event_id":null,"error":null}`},
 		{"timeline, nothing known", control.Timeline{Group: "a", State: "pending"},
 			`{"group":"a","state":"pending","alias":null,"next_rotation":null,"generations":[]}`},

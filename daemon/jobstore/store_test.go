@@ -617,7 +617,7 @@ func TestFullDisk(t *testing.T) {
 	dir := mountTmpfs(t, "1m")
 	path := filepath.Join(dir, "byokd.db")
 	ballast := filepath.Join(dir, "ballast")
-	must(t, os.WriteFile(ballast, make([]byte, 300<<10), 0o600))
+	must(t, os.WriteFile(ballast, make([]byte, 250<<10), 0o600))
 	must(t, jobstore.Create(path))
 	s := open(t, path)
 

@@ -87,7 +87,7 @@ func TestNothingToWrite(t *testing.T) {
 	must(t, jobstore.Create(path))
 	s := open(t, path)
 	claim := func(ctx context.Context) error {
-		job, err := s.Claim(ctx, time.Now(), jobstore.Skip{})
+		job, err := s.Claim(ctx, time.Now(), "", jobstore.Skip{})
 		if job != nil {
 			t.Errorf("claimed %v", job)
 		}
