@@ -159,6 +159,7 @@ func TestDriftOfEachKind(t *testing.T) {
 					w.pass(2 * time.Minute)
 					return w.status("cards").State == control.GroupOK
 				})
+				w.until("what was repaired is told", func() bool { return len(w.told("KMS Key Synchronized")) > 0 })
 				if got := len(w.told("KMS Key Synchronized")); got != 1 {
 					t.Errorf("%d events of what was repaired", got)
 				}

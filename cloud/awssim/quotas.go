@@ -20,6 +20,15 @@ type Quotas struct {
 	PerSecond map[string]float64
 }
 
+// SetQuotas replaces the request quotas, whose buckets are full then; nil lifts
+// them.
+func (s *Sim) SetQuotas(q *Quotas) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.options.Quotas = q
+	clear(s.buckets)
+}
+
 // kmsQuotas are AWS's numbers, in requests per second.
 var kmsQuotas = map[string]float64{
 	"CancelKeyDeletion": 5, "CreateAlias": 5, "CreateGrant": 50, "CreateKey": 5, "DeleteAlias": 15,

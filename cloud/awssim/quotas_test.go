@@ -67,6 +67,32 @@ func TestQuotas(t *testing.T) {
 	}
 }
 
+func TestSetQuotas(t *testing.T) {
+	f, ctx := start(t, awssim.Options{Now: standing()}), t.Context()
+	create := func() error { _, err := f.kms.CreateKey(ctx, &kms.CreateKeyInput{}); return err }
+	for range 7 {
+		if err := create(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.SetQuotas(&awssim.Quotas{})
+	for range 5 {
+		if err := create(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantCode(t, create(), "ThrottlingException")
+	f.SetQuotas(&awssim.Quotas{PerSecond: map[string]float64{"kms:CreateKey": 1}})
+	if err := create(); err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, create(), "ThrottlingException")
+	f.SetQuotas(nil)
+	if err := create(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestReplicateKeyQuota(t *testing.T) {
 	f, ctx := start(t, awssim.Options{Now: standing(), Quotas: &awssim.Quotas{}}), t.Context()
 	for i := range 3 {
