@@ -81,13 +81,13 @@ func Fill(t testing.TB, tok *Token, n int) {
 	if err := errors.Join(err, lib.Finalize()); err != nil {
 		t.Fatal(err)
 	}
-	dirs, err := filepath.Glob(filepath.Join(filepath.Dir(tok.Conf), "tokens", "*", "*.object"))
+	paths, err := filepath.Glob(filepath.Join(filepath.Dir(tok.Conf), "tokens", "*", "*.object"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	var newest string // token.object is older
 	var at time.Time
-	for _, path := range dirs {
+	for _, path := range paths {
 		if fi, err := os.Stat(path); err == nil && filepath.Base(path) != "token.object" && fi.ModTime().After(at) {
 			newest, at = path, fi.ModTime()
 		}
