@@ -64,7 +64,8 @@ type Group struct {
 	// AWS is what the keys are in AWS: [aws].
 	AWS GroupAWS `toml:"aws" json:"aws"`
 
-	src source
+	src    source
+	digest string // see Digest; "": not worked out
 }
 
 // Rotation is when and how a group's next key is made: [rotation].
@@ -232,12 +233,16 @@ func (g *Group) Location() (*time.Location, error) { return time.LoadLocation(g.
 
 // Digest returns the SHA-256, in hex, of what the group's file and policy file
 // mean. Comments, order, spacing, the place of the files, and whether a default
-// is written out make no difference.
+// is written out make no difference. A group that was read or unmarshalled must not
+// be changed after that.
 //
 // A stored definition is compared by the Digest of what [UnmarshalDefinition]
 // makes of it, not by a stored digest: a later version of byokd may have keys
 // that change the digest, but not the meaning.
 func (g *Group) Digest() string {
+	if g.digest != "" {
+		return g.digest
+	}
 	b, err := json.Marshal(struct {
 		*Group
 		Name   string
@@ -293,6 +298,7 @@ func UnmarshalDefinition(b []byte) (*Group, error) {
 	}
 	g.normalize()
 	g.src.file = g.Path
+	g.digest = g.Digest()
 	return g, nil
 }
 
@@ -425,6 +431,7 @@ func (l *loader) decode(path, file, name string, data []byte) (*Group, Problems)
 	}
 	g.normalize()
 	g.src = d.source()
+	g.digest = g.Digest()
 	return g, nil
 }
 

@@ -11,51 +11,68 @@ import (
 // without looking at the others.
 type Relations struct {
 	cfg     *Config
-	ties    map[string]map[string]bool // by group
-	groups  map[string]map[string]bool // by tie
+	ties    map[string][]string        // by group
+	groups  map[string][]string        // by tie
 	regions map[string]map[string]bool // groups by Region, where kms_endpoint is for one only
 }
 
 // NewRelations returns the relations between no groups yet, under a byokd.toml.
 func NewRelations(cfg *Config) *Relations {
-	return &Relations{cfg: cfg, ties: make(map[string]map[string]bool),
-		groups: make(map[string]map[string]bool), regions: make(map[string]map[string]bool)}
+	return &Relations{cfg: cfg, ties: make(map[string][]string),
+		groups: make(map[string][]string), regions: make(map[string]map[string]bool)}
 }
 
 // Set says which definitions a group has: that of its file, and the last good one
 // where it is another. Those that are nil are passed over. A group without any is
 // known by its name.
 func (r *Relations) Set(group string, definitions ...*Group) {
-	for tie := range r.ties[group] {
-		remove(r.groups, tie, group)
-	}
+	r.untie(group)
 	for region := range r.regions {
 		remove(r.regions, region, group)
 	}
-	ties := map[string]bool{"group " + group: true}
+	ties := []string{"group " + group}
+	tie := func(to string) {
+		if !slices.Contains(ties, to) {
+			ties = append(ties, to)
+		}
+	}
 	for _, g := range definitions {
 		if g == nil {
 			continue
 		}
-		ties["alias "+account(g)+" "+g.AWS.Region+" "+g.AWS.Alias] = true
+		tie("alias " + account(g) + " " + g.AWS.Region + " " + g.AWS.Alias)
 		if g.AWS.PreviousName != "" {
-			ties["group "+g.AWS.PreviousName] = true
+			tie("group " + g.AWS.PreviousName)
 		}
 		if oneRegion(r.cfg, g) {
 			add(r.regions, g.AWS.Region, group)
 		}
 	}
-	r.ties[group] = ties
-	for tie := range ties {
-		add(r.groups, tie, group)
+	r.ties[group] = slices.Clip(ties)
+	for _, tie := range ties {
+		r.groups[tie] = append(r.groups[tie], group)
 	}
+}
+
+// untie takes a group from its ties.
+func (r *Relations) untie(group string) {
+	for _, tie := range r.ties[group] {
+		left := slices.DeleteFunc(r.groups[tie], func(name string) bool { return name == group })
+		if len(left) == 0 {
+			delete(r.groups, tie)
+		} else {
+			r.groups[tie] = left
+		}
+	}
+	delete(r.ties, group)
 }
 
 // Remove forgets a group.
 func (r *Relations) Remove(group string) {
-	r.Set(group)
-	remove(r.groups, "group "+group, group)
-	delete(r.ties, group)
+	r.untie(group)
+	for region := range r.regions {
+		remove(r.regions, region, group)
+	}
 }
 
 // Of adds to the names of groups those of all that are related to them, directly
@@ -71,12 +88,12 @@ func (r *Relations) Of(names map[string]bool) {
 	for todo := slices.Collect(maps.Keys(names)); len(todo) > 0; {
 		name := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
-		for tie := range r.ties[name] {
+		for _, tie := range r.ties[name] {
 			if seen[tie] {
 				continue
 			}
 			seen[tie] = true
-			for other := range r.groups[tie] {
+			for _, other := range r.groups[tie] {
 				if !names[other] {
 					names[other] = true
 					todo = append(todo, other)

@@ -27,24 +27,25 @@ func unknownGroup(name string) error {
 
 // Status returns the state of the named groups, or of all.
 func (d *Daemon) Status(ctx context.Context, names []string) ([]control.GroupStatus, error) {
-	all := len(names) == 0
-	if all {
-		names = d.groups.names()
+	for _, name := range names {
+		if _, ok := d.groups.get(name); !ok {
+			return nil, unknownGroup(name)
+		}
 	}
-	v, err := d.view(ctx)
+	if len(names) == 0 {
+		names = nil // all
+	}
+	groups, err := d.states(ctx, names)
 	if err != nil {
 		return nil, err
 	}
-	statuses := []control.GroupStatus{}
-	for _, name := range names {
-		g, ok := d.groups.get(name)
-		if !ok && all {
-			continue // renamed or gone in between
-		}
-		if !ok {
-			return nil, unknownGroup(name)
-		}
-		statuses = append(statuses, d.groupStatus(g, v))
+	c, err := d.common(ctx)
+	if err != nil {
+		return nil, err
+	}
+	statuses := make([]control.GroupStatus, len(groups))
+	for i, g := range groups {
+		statuses[i] = d.whole(g, c)
 	}
 	return statuses, nil
 }
@@ -103,13 +104,9 @@ func (d *Daemon) Timeline(ctx context.Context, names []string) ([]control.Timeli
 	if err != nil {
 		return nil, err
 	}
-	rows, err := d.store.AllGenerations(ctx)
+	generations, err := d.allGenerations(ctx, names)
 	if err != nil {
 		return nil, err
-	}
-	generations := make(map[string][]lifecycle.Generation)
-	for _, row := range rows {
-		generations[row.Group] = append(generations[row.Group], generation(row))
 	}
 	timelines := []control.Timeline{}
 	for _, s := range statuses {
@@ -117,6 +114,20 @@ func (d *Daemon) Timeline(ctx context.Context, names []string) ([]control.Timeli
 			NextRotation: s.NextRotation, Generations: periods(generations[s.Group], d.Now())})
 	}
 	return timelines, nil
+}
+
+// allGenerations are those of the named groups, or of all, whatever has become of
+// them.
+func (d *Daemon) allGenerations(ctx context.Context, names []string) (map[string][]lifecycle.Generation, error) {
+	rows, err := d.store.AllGenerations(ctx, names...)
+	if err != nil {
+		return nil, err
+	}
+	generations := make(map[string][]lifecycle.Generation)
+	for _, row := range rows {
+		generations[row.Group] = append(generations[row.Group], generation(row))
+	}
+	return generations, nil
 }
 
 // periods are generations over time: one is active until another takes over.

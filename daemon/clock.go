@@ -51,8 +51,9 @@ func (d *Daemon) setBack(ctx context.Context) {
 		return
 	}
 	for _, row := range rows {
-		d.groups.update(row.Name, func(g *group) { g.row = row })
+		d.groups.note(row.Name, func(g *group) { g.row = slim(row, g.def) })
 	}
+	d.groups.allChanged()
 	d.outbox.forget()
 	for _, name := range d.groups.names() {
 		d.plan(name)

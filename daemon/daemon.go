@@ -172,6 +172,10 @@ type Daemon struct {
 	resign     context.CancelFunc
 	ending     atomic.Bool // no more jobs are begun: byokd is about to end
 
+	garbage atomic.Bool // a load of many groups has left much memory unused
+
+	summed summary // as of the last tidy, which alone uses it
+
 	storing    atomic.Pointer[problem] // why the database cannot be written; nil: it can
 	unreadable atomic.Pointer[problem] // why groups_dir cannot be read; nil: it can
 	fatal      chan error              // ends Run
@@ -213,6 +217,7 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 		return nil, &ExitError{ExitHelpless, err}
 	}
 	d.cfg.Store(cfg)
+	d.groups = newGroups(d)
 	d.dir, d.relations = config.NewDir(d.configOptions()), config.NewRelations(cfg)
 	d.designate()
 	d.setLog(cfg)
@@ -221,7 +226,7 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 	d.tellMissing(cfg)
 
 	path := cfg.Database()
-	store := jobstore.Options{Now: o.Now, Local: func() bool { return !d.cfg.Load().Events.Enabled }}
+	store := jobstore.Options{Now: o.Now, Local: func() bool { return !d.cfg.Load().Events.Enabled }, CheckLater: true}
 	d.store, err = jobstore.Open(ctx, path, store)
 	for wait := lockWait; errors.Is(err, jobstore.ErrInUse) && wait > 0 && ctx.Err() == nil; wait -= lockPause {
 		sleep(ctx, lockPause, nil)
@@ -244,6 +249,7 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 			err = errors.Join(err, d.store.Close())
 		}
 	}()
+	d.store.Tell(d.groups.changed)
 	rescued, err := d.store.Rescue(ctx)
 	if jobstore.IsFull(err) {
 		return nil, fmt.Errorf("%s: %w", diskFull(path), err)
@@ -268,7 +274,6 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 	}
 	d.tokens = newTokens(d, cfg)
 	d.engine = d.newEngine()
-	d.groups = newGroups(d)
 	d.outbox = newOutbox(d)
 	d.hooks = newHooks(d)
 	if err := d.hooks.follow(ctx); err != nil {
@@ -338,7 +343,11 @@ func (d *Daemon) run(ctx context.Context) error {
 		d.runner.Idle = p.rest
 		d.runner.Run(ctx)
 	})
-	loop("jobs", d.work)
+	loop("jobs", func(ctx context.Context, p *pulse) {
+		if d.checkDatabase(ctx, p) {
+			d.work(ctx, p)
+		}
+	})
 	loop("events", d.outbox.run)
 	loop("hooks", d.hooks.run)
 	loop("groups", d.groups.run)
@@ -386,6 +395,28 @@ func (d *Daemon) run(ctx context.Context) error {
 	return cause
 }
 
+// checkDatabase looks for damage in the database before the first job, where that
+// takes too long for a start to wait for it. It returns false when ctx has ended.
+func (d *Daemon) checkDatabase(ctx context.Context, p *pulse) bool {
+	if d.store.Unchecked() {
+		d.log.Info("the database is checked for damage before the first job", "path", d.cfg.Load().Database())
+	}
+	for d.store.Unchecked() && ctx.Err() == nil {
+		begun := time.Now()
+		resume := p.rest()
+		err := d.store.Check(ctx)
+		resume()
+		switch {
+		case err == nil:
+			d.log.Info("the database is whole", "elapsed", time.Since(begun).Round(time.Millisecond))
+		case ctx.Err() == nil:
+			d.storeFailed("check the database for damage", err)
+			p.sleep(ctx, tickRetry, nil)
+		}
+	}
+	return ctx.Err() == nil
+}
+
 // fail ends Run with an error.
 func (d *Daemon) fail(err error) {
 	select {
@@ -431,6 +462,7 @@ func (d *Daemon) wakeAll() {
 	wake(d.watchWake)
 	wake(d.upkeepWake)
 	wake(d.driftWake)
+	wake(d.tidyWake)
 }
 
 // wakeEvents has everybody who waits for events look for them.

@@ -58,7 +58,7 @@ type driftWatch struct {
 
 // jobRuns notes that a job of a group begins, or ends.
 func (gs *groups) jobRuns(name string, by int) {
-	gs.update(name, func(g *group) {
+	gs.note(name, func(g *group) {
 		w := &g.drift
 		w.jobs, w.changes = w.jobs+by, w.changes+1
 		if by < 0 {
@@ -67,6 +67,7 @@ func (gs *groups) jobRuns(name string, by int) {
 				w.again = w.ended.Add(driftSettle)
 			}
 		}
+		gs.toCompare.add(name)
 	})
 	if by < 0 {
 		wake(gs.d.driftWake)
@@ -78,7 +79,7 @@ func (gs *groups) jobRuns(name string, by int) {
 func (d *Daemon) watchDrift(ctx context.Context, p *pulse) {
 	if rows, err := d.store.Drift(ctx); err == nil {
 		for _, row := range rows {
-			d.groups.update(row.Group, func(g *group) { g.drift.differ = true })
+			d.groups.note(row.Group, func(g *group) { g.drift.differ = true })
 		}
 	} else if ctx.Err() == nil {
 		d.storeFailed("read what differs", err)
@@ -87,15 +88,18 @@ func (d *Daemon) watchDrift(ctx context.Context, p *pulse) {
 	defer running.Wait()
 	defer p.end()
 	places := make(chan struct{}, comparisons)
+	due, every := newDueList(), time.Duration(0)
 	for {
 		now := d.Now()
-		next := now.Add(idleLook)
-		for _, name := range d.groups.names() {
-			due, ok := d.groups.dueComparison(name, now)
-			if !ok || due.After(now) {
-				if ok && due.Before(next) {
-					next = due
-				}
+		if e := time.Duration(d.cfg.Load().DriftCheck); e != every {
+			every = e
+			d.groups.giveBack(&d.groups.toCompare, d.groups.names()...)
+		}
+		for _, name := range d.groups.take(&d.groups.toCompare) {
+			due.set(name, d.groups.nextComparison(name, now))
+		}
+		for name, ok := due.pop(now); ok; name, ok = due.pop(now) {
+			if !d.groups.beginComparison(name, now) {
 				continue
 			}
 			resume := p.rest()
@@ -113,42 +117,66 @@ func (d *Daemon) watchDrift(ctx context.Context, p *pulse) {
 				}
 			})
 		}
-		if !p.sleep(ctx, max(next.Sub(d.Now()), 10*time.Millisecond), d.driftWake) {
+		if !p.sleep(ctx, due.within(d.Now(), idleLook), d.driftWake) {
 			return
 		}
 	}
 }
 
-// dueComparison is when a group is to be compared with AWS; ok is false where it
-// is not. One that is due is marked as being compared.
-func (gs *groups) dueComparison(name string, now time.Time) (due time.Time, ok bool) {
+// nextComparison is when a group is to be compared with AWS; zero: it is not, or
+// what it waits for makes it looked at again.
+func (gs *groups) nextComparison(name string, now time.Time) time.Time {
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
-	cfg := gs.d.cfg.Load()
 	g := gs.m[name]
-	if g == nil || g.def == nil || g.gone || !g.hasKeys || !cfg.Designated || g.drift.inWork {
-		return time.Time{}, false
+	if g == nil {
+		return time.Time{}
+	}
+	return gs.comparison(g, now)
+}
+
+// beginComparison reports whether a group is to be compared now, and marks it as
+// being compared.
+func (gs *groups) beginComparison(name string, now time.Time) bool {
+	gs.mu.Lock()
+	defer gs.mu.Unlock()
+	g := gs.m[name]
+	if g == nil {
+		return false
+	}
+	due := gs.comparison(g, now)
+	if due.IsZero() {
+		return false
+	}
+	if due.After(now) {
+		gs.toCompare.add(name)
+		return false
+	}
+	g.drift.inWork = true
+	return true
+}
+
+// comparison is nextComparison for who holds gs.mu.
+func (gs *groups) comparison(g *group, now time.Time) (due time.Time) {
+	cfg := gs.d.cfg.Load()
+	if g.def == nil || g.gone || !g.hasKeys || !cfg.Designated || g.drift.inWork {
+		return time.Time{}
 	}
 	w := &g.drift
 	if every := time.Duration(cfg.DriftCheck); w.every != every {
-		w.every, w.next = every, slot(name, every, now)
+		w.every, w.next = every, slot(g.name, every, now)
 	}
 	due = w.next
 	if due.IsZero() || !w.again.IsZero() && w.again.Before(due) {
 		due = w.again
 	}
 	switch {
-	case due.IsZero():
-		return due, false
-	case w.jobs > 0:
-		return due, false // its end wakes
+	case due.IsZero(), w.jobs > 0: // the end of the last one makes it looked at
+		return time.Time{}
 	case !w.ended.IsZero() && w.ended.Add(driftSettle).After(due) && !w.ended.After(now):
 		due = w.ended.Add(driftSettle)
 	}
-	if !due.After(now) {
-		w.inWork = true
-	}
-	return due, true
+	return due
 }
 
 // slot is the next time after now at which a group is compared with AWS: whole
@@ -168,8 +196,12 @@ func slot(name string, every time.Duration, now time.Time) time.Time {
 func (gs *groups) compared(name string, err error) {
 	now := gs.d.Now()
 	defer wake(gs.d.driftWake)
-	gs.update(name, func(g *group) {
+	gs.note(name, func(g *group) {
 		w := &g.drift
+		if failed := err != nil && !errors.Is(err, errBusy); failed != (w.err != nil) {
+			defer gs.touched(g)
+		}
+		gs.toCompare.add(name)
 		w.inWork, w.next = false, slot(name, w.every, now)
 		if !w.again.After(now) { // else a job has ended meanwhile
 			w.again = time.Time{}
@@ -251,11 +283,10 @@ func (d *Daemon) recordDrift(ctx context.Context, before group, found []lifecycl
 		g.drift.changes != before.drift.changes || !d.cfg.Load().Designated {
 		return false, errBusy
 	}
-	all, err := d.store.Drift(ctx)
+	old, err := d.store.Drift(ctx, g.name)
 	if err != nil {
 		return false, err
 	}
-	old := slices.DeleteFunc(all, func(row jobstore.Difference) bool { return row.Group != g.name })
 	var fresh []string // IDs of keys of which there is something new
 	repair := false
 	for i := range rows {
@@ -293,7 +324,7 @@ func (d *Daemon) recordDrift(ctx context.Context, before group, found []lifecycl
 	if len(old) > 0 && len(rows) == 0 {
 		d.log.Info("AWS is as byokd has it again", "group", g.name)
 	}
-	d.groups.update(g.name, func(g *group) { g.row.DriftChecked, g.drift.differ = now, len(rows) > 0 })
+	d.groups.note(g.name, func(g *group) { g.row.DriftChecked, g.drift.differ = now, len(rows) > 0 })
 	d.wakeEvents()
 	wake(d.jobsWake)
 	d.changes.notify()

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -120,43 +121,84 @@ func (d *Daemon) renewal(g group, generations []lifecycle.Generation, next time.
 }
 
 // watchExpiry warns of key material that expires, and asks for what on_expiry
-// says, until ctx ends.
+// says, until ctx ends. A group is looked at when something of it has changed, and
+// when time has come.
 func (d *Daemon) watchExpiry(ctx context.Context, p *pulse) {
+	due := newDueList()
 	for {
-		if err := d.expire(ctx); err != nil && ctx.Err() == nil {
+		if err := d.expire(ctx, due); err != nil && ctx.Err() == nil {
 			d.storeFailed("look at what expires", err)
 		}
-		if !p.sleep(ctx, expiryLook, d.expiryWake) {
+		if !p.sleep(ctx, due.within(d.Now(), expiryLook), d.expiryWake) {
 			return
 		}
 	}
 }
 
-// expire looks at the key material of all groups.
-func (d *Daemon) expire(ctx context.Context) error {
-	if !d.cfg.Load().Designated {
+// expire looks at the key material of the groups that are due, or have changed.
+func (d *Daemon) expire(ctx context.Context, due *dueList) error {
+	names := d.groups.take(&d.groups.toRenew)
+	now := d.Now()
+	for name, ok := due.pop(now); ok; name, ok = due.pop(now) {
+		names = append(names, name)
+	}
+	if len(names) == 0 || !d.cfg.Load().Designated { // when it is, all are looked at
 		return nil
 	}
-	rows, err := d.store.AllGenerations(ctx)
+	keys, err := d.groups.keysOf(ctx, names...)
 	if err != nil {
+		d.groups.giveBack(&d.groups.toRenew, names...)
 		return err
 	}
-	byGroup := make(map[string][]lifecycle.Generation)
-	for _, row := range rows {
-		gen := generation(row)
-		byGroup[row.Group] = append(byGroup[row.Group], gen)
-		if g, ok := d.groups.get(row.Group); ok && g.def != nil && decrypts(gen) && !gen.ValidTo.IsZero() {
-			if err := d.warnOfExpiry(ctx, g, gen, row); err != nil {
-				return err
+	var errs []error
+	for _, name := range names {
+		k := keys[name]
+		if k == nil {
+			due.set(name, time.Time{})
+			continue
+		}
+		next, err := d.expireGroup(ctx, name, k, now)
+		if err != nil {
+			errs = append(errs, err)
+			next = now.Add(expiryLook)
+		}
+		due.set(name, next)
+	}
+	return errors.Join(errs...)
+}
+
+// expireGroup looks at the key material of a group, and returns when to look again;
+// zero: when something of it has changed.
+func (d *Daemon) expireGroup(ctx context.Context, name string, k *keys, now time.Time) (next time.Time, err error) {
+	g, ok := d.groups.get(name)
+	if !ok || g.def == nil {
+		return next, nil
+	}
+	for i, gen := range k.inUse {
+		if decrypts(gen) && !gen.ValidTo.IsZero() {
+			if err := d.warnOfExpiry(ctx, g, gen, k.warned[i]); err != nil {
+				return next, err
+			}
+		}
+		for _, at := range turns(gen) {
+			if at.After(now) && (next.IsZero() || at.Before(next)) {
+				next = at
 			}
 		}
 	}
-	for name, generations := range byGroup {
-		if err := d.renew(ctx, name, generations); err != nil {
-			return err
+	r, err := d.renew(ctx, name, k)
+	switch {
+	case err != nil || r.at.IsZero():
+	case r.at.After(now):
+		if next.IsZero() || r.at.Before(next) {
+			next = r.at
+		}
+	default: // asked for; and again, if nothing comes of it
+		if again := r.at.Add((now.Sub(r.at)/r.again() + 1) * r.again()); next.IsZero() || again.Before(next) {
+			next = again
 		}
 	}
-	return nil
+	return next, err
 }
 
 // warnedDays is how many days ahead it is to be warned of a generation's expiry
@@ -173,14 +215,14 @@ func warnedDays(g lifecycle.Generation, now time.Time) int {
 }
 
 // warnOfExpiry emits BYOK Key Expiring where it is time to.
-func (d *Daemon) warnOfExpiry(ctx context.Context, g group, gen lifecycle.Generation, row jobstore.Generation) error {
+func (d *Daemon) warnOfExpiry(ctx context.Context, g group, gen lifecycle.Generation, told warned) error {
 	days := warnedDays(gen, d.Now())
-	if days == 0 || row.WarnedValidTo.Equal(row.ValidTo) && row.WarnedDays <= days {
+	if days == 0 || told.validTo.Equal(gen.ValidTo) && told.days <= days {
 		return nil
 	}
 	event := lifecycle.NewEvent(d.Now(), d.origin(d.definition(g.def), ""), lifecycle.KeyExpiring, []string{gen.KeyARN}, map[string]any{
 		"key_id": gen.KeyID, "generation": gen.Number, "valid_to": gen.ValidTo.UTC().Format(time.RFC3339)})
-	reported, err := d.store.ReportExpiring(ctx, gen.Number, row.ValidTo, days, jobstore.Event(event))
+	reported, err := d.store.ReportExpiring(ctx, gen.Number, gen.ValidTo, days, jobstore.Event(event))
 	if err != nil || !reported {
 		return err
 	}
@@ -189,39 +231,42 @@ func (d *Daemon) warnOfExpiry(ctx context.Context, g group, gen lifecycle.Genera
 	return nil
 }
 
-// renew asks for the job that renews a group's key material, when it is due.
-func (d *Daemon) renew(ctx context.Context, name string, generations []lifecycle.Generation) error {
+// again is how far apart a renewal is asked for again where the job was cancelled or
+// given up: some times before the material ends, and daily once it has.
+func (r renewal) again() time.Duration { return min(max(r.ends.Sub(r.at)/4, time.Minute), day) }
+
+// renew asks for the job that renews a group's key material, when it is due. It
+// returns which one that is.
+func (d *Daemon) renew(ctx context.Context, name string, k *keys) (renewal, error) {
 	g, ok := d.groups.get(name)
 	if !ok || g.def == nil {
-		return nil
+		return renewal{}, nil
 	}
-	_, next, _ := d.nextAfter(g, lifecycle.LastRotation(generations))
+	generations := k.inUse
+	_, next, _ := d.nextAfter(g, k.rotated)
 	r := d.renewal(g, generations, next)
 	now := d.Now()
 	if r.at.IsZero() || r.at.After(now) {
-		return nil
+		return r, nil
 	}
-	// Asked for again where the job was cancelled or given up, some times before
-	// the material ends, and daily once it has.
-	again := min(max(r.ends.Sub(r.at)/4, time.Minute), day)
-	key := fmt.Sprintf("expiry:%s:%s:%d", r.job, r.ends.UTC().Format(time.RFC3339), now.Sub(r.at)/again)
+	key := fmt.Sprintf("expiry:%s:%s:%d", r.job, r.ends.UTC().Format(time.RFC3339), now.Sub(r.at)/r.again())
 	if g.renewing == key {
-		return nil
+		return r, nil
 	}
 	d.loading.Lock()
 	defer d.loading.Unlock()
 	if g, ok = d.groups.get(name); !ok || g.def == nil || g.gone || !d.cfg.Load().Designated {
-		return nil
+		return r, nil
 	}
 	a := ask{kind: r.job, group: g.def, trigger: triggerExpiry, key: key}
 	if r.job == lifecycle.Synchronize {
 		open, err := d.openJobs(ctx, name, lifecycle.Synchronize)
 		if err != nil {
-			return err
+			return r, err
 		}
 		for _, row := range open {
 			if job, err := lifecycleJob(&row); err == nil && r.ends.Before(job.Request.ExpiringBefore) {
-				return nil // it goes on trying
+				return r, nil // it goes on trying
 			}
 		}
 		for _, gen := range generations { // what is due by now goes with it
@@ -231,11 +276,11 @@ func (d *Daemon) renew(ctx context.Context, name string, generations []lifecycle
 		}
 	}
 	if _, _, err := d.enqueue(ctx, a); err != nil {
-		return err
+		return r, err
 	}
 	d.log.Info("key material expires and is renewed", "group", name, "how", g.def.Rotation.OnExpiry, "valid_to", r.ends.UTC())
-	d.groups.update(name, func(g *group) { g.renewing = key })
-	return nil
+	d.groups.note(name, func(g *group) { g.renewing = key })
+	return r, nil
 }
 
 // expiryProblems are what a person should know of a group's key material that

@@ -55,6 +55,10 @@ type group struct {
 
 	renewing string // unique key of the last job that its expiry asked for
 	drift    driftWatch
+
+	version int    // counts what has changed of it
+	keys    *keys  // nil: to be read
+	shown   *shown // its state; nil: to be worked out
 }
 
 func newGroup(name string) *group { return &group{name: name, looking: new(sync.Mutex)} }
@@ -66,6 +70,14 @@ type groups struct {
 	m     map[string]*group
 	gone  map[string]bool // those whose file is gone
 	epoch int             // how often everything that was seen of them has become void
+
+	sorted []string // all names; nil: to be sorted
+
+	// Those that have changed since their state was last told of, since it was last
+	// looked at what expires of them, and since it was last worked out when they
+	// are compared with AWS.
+	toShow, toRenew, toCompare dirty
+	nextTurn                   time.Time // when time alone changes the state of one
 }
 
 func newGroups(d *Daemon) *groups {
@@ -84,10 +96,26 @@ func (gs *groups) count() int {
 	return n
 }
 
+// names are those of all groups, sorted. They must not be changed.
 func (gs *groups) names() []string {
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
-	return slices.Sorted(maps.Keys(gs.m))
+	return gs.sortedNames()
+}
+
+// sortedNames is names for who holds gs.mu.
+func (gs *groups) sortedNames() []string {
+	if gs.sorted == nil {
+		gs.sorted = slices.Sorted(maps.Keys(gs.m))
+	}
+	return gs.sorted
+}
+
+// add makes a group of that name, of which nothing is known yet. gs.mu is held.
+func (gs *groups) add(name string) *group {
+	g := newGroup(name)
+	gs.m[name], gs.sorted = g, nil
+	return g
 }
 
 // get returns a copy of what is known of a group.
@@ -103,6 +131,16 @@ func (gs *groups) get(name string) (group, bool) {
 
 // update changes what is known of a group.
 func (gs *groups) update(name string, f func(g *group)) {
+	gs.mu.Lock()
+	defer gs.mu.Unlock()
+	if g, ok := gs.m[name]; ok {
+		f(g)
+		gs.touched(g)
+	}
+}
+
+// note changes what is remembered of a group and makes no difference to its state.
+func (gs *groups) note(name string, f func(g *group)) {
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
 	if g, ok := gs.m[name]; ok {
@@ -182,14 +220,13 @@ func (d *Daemon) loadAll(ctx context.Context, trigger string) {
 		d.storeFailed("read the groups", err)
 		return
 	}
-	keys, err := d.groupsWithKeys(ctx)
-	if err != nil {
-		d.storeFailed("read the generations", err)
-		return
-	}
-	k := known{names: make(map[string]bool), rows: make(map[string]jobstore.Group), keys: keys}
+	k := known{names: make(map[string]bool), rows: make(map[string]jobstore.Group), keys: make(map[string]bool), read: make(map[string]*keys), all: true}
 	for _, row := range rows {
 		k.add(row)
+	}
+	if err := d.readKeys(ctx, k); err != nil {
+		d.storeFailed("read the generations", err)
+		return
 	}
 	d.dir.Settle = d.settleTime()
 	if err := d.dir.Read(cfg); err != nil {
@@ -240,7 +277,7 @@ func (d *Daemon) loadChanged(ctx context.Context, paths []string) {
 // are related to them.
 func (d *Daemon) loadGroups(ctx context.Context, changed []string) {
 	defer wake(d.tidyWake)
-	k := known{names: make(map[string]bool), rows: make(map[string]jobstore.Group), keys: make(map[string]bool)}
+	k := known{names: make(map[string]bool), rows: make(map[string]jobstore.Group), keys: make(map[string]bool), read: make(map[string]*keys)}
 	for _, name := range changed {
 		k.names[name] = true
 	}
@@ -258,13 +295,11 @@ func (d *Daemon) loadGroups(ctx context.Context, changed []string) {
 			d.storeFailed("read the groups", err)
 			return
 		}
-		generations, err := d.store.Generations(ctx, name)
-		if err != nil {
-			d.storeFailed("read the generations", err)
-			return
-		}
 		k.add(row)
-		k.keys[name] = hasKeys(generations)
+	}
+	if err := d.readKeys(ctx, k); err != nil {
+		d.storeFailed("read the generations", err)
+		return
 	}
 	d.log.Debug("group files have changed", "groups", len(changed), "looked_at", len(k.names))
 	d.apply(ctx, d.cfg.Load(), k, triggerWatch)
@@ -329,6 +364,8 @@ type known struct {
 	names map[string]bool           // all of them, whether the database knows them or not
 	rows  map[string]jobstore.Group // by name
 	keys  map[string]bool           // those that have a generation
+	read  map[string]*keys          // what the database has of their keys
+	all   bool                      // these are all groups
 }
 
 // add adds a group of the database, unless only events tell of it: then it never
@@ -370,7 +407,12 @@ func (d *Daemon) apply(ctx context.Context, cfg *config.Config, k known, trigger
 		case there:
 			waits[name] = true
 		}
-		if row, ok := inDB[name]; ok {
+		row, ok := inDB[name]
+		switch g := good[name]; {
+		case !ok:
+		case g != nil && row.Digest == g.Digest():
+			lastGood[name] = g // the same, and no need to read it
+		default:
 			if g := d.lastGood(cfg, row); g != nil {
 				lastGood[name] = g
 			}
@@ -406,9 +448,11 @@ func (d *Daemon) apply(ctx context.Context, cfg *config.Config, k known, trigger
 		d.log.Info("group was renamed", "group", name, "previous_name", old)
 		row.Name, row.RemovedAt = name, time.Time{}
 		inDB[name], lastGood[name], keys[name] = row, lastGood[old], keys[old]
+		k.read[name] = k.read[old]
 		delete(inDB, old)
 		delete(lastGood, old)
 		delete(keys, old)
+		delete(k.read, old)
 		d.groups.forget(old)
 		d.runner.Remove(old)
 	}
@@ -437,11 +481,7 @@ func (d *Daemon) apply(ctx context.Context, cfg *config.Config, k known, trigger
 		}
 	}
 
-	for _, name := range slices.Sorted(maps.Keys(good)) {
-		if err := d.accept(ctx, good[name], lastGood[name], inDB[name], hasGeneration(name), trigger); err != nil {
-			d.storeFailed("store a definition", err)
-		}
-	}
+	d.acceptAll(ctx, good, lastGood, k, trigger)
 	for _, name := range slices.Sorted(maps.Keys(bad)) {
 		d.refuse(name, lastGood[name], inDB[name], bad[name], now)
 	}
@@ -464,39 +504,87 @@ func (d *Daemon) apply(ctx context.Context, cfg *config.Config, k known, trigger
 	}
 }
 
-// groupsWithKeys are the groups that have a generation.
-func (d *Daemon) groupsWithKeys(ctx context.Context) (map[string]bool, error) {
-	all, err := d.store.AllGenerations(ctx)
-	if err != nil {
-		return nil, err
+// readKeys reads what the database has of the keys of groups.
+func (d *Daemon) readKeys(ctx context.Context, k known) error {
+	var names []string // all
+	if !k.all {
+		names = slices.Collect(maps.Keys(k.names))
 	}
-	has := make(map[string]bool)
-	for _, g := range all {
-		if hasKeys([]jobstore.Generation{g}) {
-			has[g.Group] = true
+	rows, err := d.store.Keys(ctx, names...)
+	for _, row := range rows {
+		k.read[row.Group] = newKeys(row)
+		if row.Some {
+			k.keys[row.Group] = true
 		}
 	}
-	return has, nil
+	return err
 }
 
-// hasKeys reports whether any of a group's generations still is one.
-func hasKeys(generations []jobstore.Generation) bool {
-	return slices.ContainsFunc(generations, func(g jobstore.Generation) bool { return g.Stage != string(lifecycle.Destroyed) })
+// together is how many groups are dealt with in one transaction: others who write
+// wait for its end.
+const together = 250
+
+// acceptAll puts good definitions into force, many with one commit.
+func (d *Daemon) acceptAll(ctx context.Context, good, lastGood map[string]*config.Group, k known, trigger string) {
+	accept := func(ctx context.Context, name string) error {
+		return d.accept(ctx, good[name], lastGood[name], k.rows[name], k.read[name], trigger)
+	}
+	var written []string // those for which something may have to be written
+	for _, name := range slices.Sorted(maps.Keys(good)) {
+		row := k.rows[name]
+		if row.Name != "" && row.Digest == good[name].Digest() && row.RemovedAt.IsZero() {
+			if err := accept(ctx, name); err != nil {
+				d.storeFailed("store a definition", err)
+			}
+			continue
+		}
+		written = append(written, name)
+	}
+	for names := range slices.Chunk(written, together) {
+		err := d.store.Together(ctx, func(ctx context.Context) error {
+			for _, name := range names {
+				if err := accept(ctx, name); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err == nil {
+			continue
+		}
+		// None of them is stored: what one cannot do must not stop the others.
+		for _, name := range names {
+			if err := accept(ctx, name); err != nil {
+				d.storeFailed("store a definition", err)
+			}
+		}
+	}
+	wake(d.groupsWake)
+	wake(d.expiryWake)
+	wake(d.driftWake)
+	d.changes.notify()
+	if len(good) > few {
+		d.garbage.Store(true)
+	}
 }
 
 // accept puts a good definition into force and asks for what its differences
-// need.
-func (d *Daemon) accept(ctx context.Context, g, last *config.Group, row jobstore.Group, hasKeys bool, trigger string) error {
+// need. All of it can be done again.
+func (d *Daemon) accept(ctx context.Context, g, last *config.Group, row jobstore.Group, read *keys, trigger string) error {
 	d.pulses.goesOn()
 	now := d.Now()
 	digest := g.Digest()
 	isNew := row.Name == ""
+	hasKeys, stored := read != nil && read.some, false
+	aliases := row.OldAliases
 	if last != nil {
-		if err := d.rememberAlias(ctx, g, last, row, hasKeys); err != nil {
+		var err error
+		if aliases, err = d.rememberAlias(ctx, g, last, row, hasKeys); err != nil {
 			return err
 		}
 	}
 	if isNew {
+		stored = true
 		if err := d.setDefinition(ctx, g, trigger); err != nil {
 			return err
 		}
@@ -507,38 +595,41 @@ func (d *Daemon) accept(ctx context.Context, g, last *config.Group, row jobstore
 		}
 	}
 	if last == nil || ruleChanged(last, g) {
+		stored = true
 		if err := d.store.SetEnabled(ctx, g.Name, now); err != nil {
 			return err
 		}
 	}
 	if !row.RemovedAt.IsZero() {
+		stored = true
 		if err := d.store.SetRemoved(ctx, g.Name, time.Time{}); err != nil {
 			return err
 		}
 	}
 	if last != nil && row.AppliedDigest == row.Digest && last.Digest() == digest && row.Digest != digest {
 		// The same definition, which an older byokd wrote down with fewer keys.
+		stored = true
 		if err := d.store.SetApplied(ctx, g.Name, digest); err != nil {
 			return err
 		}
 	}
-	row, err := d.store.Group(ctx, g.Name)
-	if err != nil {
-		return err
+	if stored || !slices.Equal(row.OldAliases, aliases) {
+		var err error
+		if row, err = d.store.Group(ctx, g.Name); err != nil {
+			return err
+		}
 	}
-	d.groups.accepted(g, row, hasKeys)
-	def := d.definition(g)
+	d.groups.accepted(g, row, read)
 	if !isNew && last != nil && last.Digest() != digest {
 		d.log.Info("definition has changed", "group", g.Name)
-		if _, err := d.store.Resnapshot(ctx, g.Name, mustJSON(def), g.HSM); err != nil {
+		if _, err := d.store.Resnapshot(ctx, g.Name, mustJSON(d.definition(g)), g.HSM); err != nil {
 			return err
 		}
 		if _, err := d.store.Wake(ctx, jobstore.WakeFilter{Groups: []string{g.Name}}); err != nil {
 			return err
 		}
 	}
-	if last != nil && (last.Digest() != digest || trigger == triggerStart) {
-		// Also at start: byokd may have died between a job's end and this.
+	if last != nil && last.Digest() != digest {
 		if err := d.planRetirement(ctx, g, trigger); err != nil {
 			return err
 		}
@@ -556,8 +647,6 @@ func (d *Daemon) accept(ctx context.Context, g, last *config.Group, row jobstore
 		d.groups.update(g.Name, func(g *group) { g.row.Digest = digest })
 	}
 	d.workers.free(d.placeOf(g.Name))
-	wake(d.groupsWake)
-	wake(d.expiryWake)
 	if err := d.synchronizeChanged(ctx, g, row, trigger); err != nil {
 		return err
 	}
@@ -595,7 +684,8 @@ func (d *Daemon) missedBefore(ctx context.Context, g, last *config.Group, row jo
 
 // rememberAlias keeps an alias that the definition no longer names in mind until
 // it is gone or given up in former_aliases: it moves no more.
-func (d *Daemon) rememberAlias(ctx context.Context, g, last *config.Group, row jobstore.Group, hasKeys bool) error {
+// It returns those that are kept in mind.
+func (d *Daemon) rememberAlias(ctx context.Context, g, last *config.Group, row jobstore.Group, hasKeys bool) ([]string, error) {
 	old := slices.Clone(row.OldAliases)
 	if last.AWS.Alias != g.AWS.Alias && !slices.Contains(old, last.AWS.Alias) && hasKeys {
 		old = append(old, last.AWS.Alias)
@@ -604,9 +694,9 @@ func (d *Daemon) rememberAlias(ctx context.Context, g, last *config.Group, row j
 		return alias == g.AWS.Alias || slices.Contains(g.AWS.FormerAliases, alias)
 	})
 	if slices.Equal(old, row.OldAliases) {
-		return nil
+		return row.OldAliases, nil
 	}
-	return d.store.SetOldAliases(ctx, g.Name, old)
+	return old, d.store.SetOldAliases(ctx, g.Name, old)
 }
 
 // lookForOldAliases forgets those that are gone.
@@ -660,6 +750,70 @@ func (d *Daemon) planRetirement(ctx context.Context, g *config.Group, trigger st
 	}
 	d.workers.free(d.placeOf(g.Name))
 	return nil
+}
+
+// planAll plans what is to be retired of all groups: byokd may have died between a
+// job's end and that.
+func (d *Daemon) planAll(ctx context.Context) {
+	open, err := d.store.OpenJobs(ctx)
+	if err != nil {
+		if ctx.Err() == nil {
+			d.storeFailed("read the open jobs", err)
+		}
+		return
+	}
+	planned := make(map[string]bool)
+	for _, j := range open {
+		planned[j.Group] = planned[j.Group] || j.Kind == string(lifecycle.Retire)
+	}
+	var names []string
+	for _, name := range d.groups.names() {
+		if g, ok := d.groups.get(name); ok && g.def != nil && !g.gone && g.hasKeys && (planned[name] || retires(g.def)) {
+			names = append(names, name)
+		}
+	}
+	for some := range slices.Chunk(names, together) {
+		if ctx.Err() != nil {
+			return
+		}
+		d.planSome(ctx, some)
+	}
+}
+
+// planSome plans what is to be retired of some groups.
+func (d *Daemon) planSome(ctx context.Context, names []string) {
+	d.loading.Lock()
+	defer d.loading.Unlock()
+	d.pulses.goesOn()
+	plan := func(ctx context.Context, name string) error {
+		g, ok := d.groups.get(name)
+		if !ok || g.def == nil || g.gone {
+			return nil
+		}
+		return d.planRetirement(ctx, g.def, triggerStart)
+	}
+	err := d.store.Together(ctx, func(ctx context.Context) error {
+		for _, name := range names {
+			if err := plan(ctx, name); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err == nil {
+		return
+	}
+	for _, name := range names {
+		if err := plan(ctx, name); err != nil && ctx.Err() == nil {
+			d.storeFailed("plan what is to be retired", err)
+		}
+	}
+}
+
+// retires reports whether a definition has anything retired.
+func retires(g *config.Group) bool {
+	r := g.Rotation
+	return r.DisablePrevious || r.DeletePreviousMaterialAfter != nil || r.SchedulePreviousDeletionAfter != nil || r.KeepGenerations > 0
 }
 
 // named reports whether the active_key_id of a definition in force names a key.
@@ -728,17 +882,37 @@ func (d *Daemon) force(ctx context.Context, g *config.Group, row jobstore.Group)
 }
 
 // accepted takes over a good definition.
-func (gs *groups) accepted(def *config.Group, row jobstore.Group, hasKeys bool) {
+func (gs *groups) accepted(def *config.Group, row jobstore.Group, read *keys) {
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
 	g, ok := gs.m[def.Name]
 	if !ok {
-		g = newGroup(def.Name)
-		gs.m[def.Name] = g
+		g = gs.add(def.Name)
 	}
-	g.def, g.invalid, g.row, g.gone, g.told, g.hasKeys = def, nil, row, false, false, g.hasKeys || hasKeys
+	row = slim(row, def)
+	defer gs.touched(g)
+	g.def, g.invalid, g.row, g.gone, g.told, g.hasKeys = def, nil, row, false, false, g.hasKeys || read != nil && read.some
+	if g.version == 0 && read != nil {
+		g.keys = read // nothing of it has changed since it was read
+	}
 	delete(gs.gone, def.Name)
 	g.nextLook, g.lookPause = time.Time{}, 0
+}
+
+// slim is a row without what the database has, or the definition.
+func slim(row jobstore.Group, def *config.Group) jobstore.Group {
+	row.Definition = nil
+	if def != nil {
+		for _, s := range []struct {
+			of   *string
+			same string
+		}{{&row.Name, def.Name}, {&row.HSM, def.HSM}, {&row.Digest, def.Digest()}, {&row.AppliedDigest, def.Digest()}} {
+			if *s.of == s.same {
+				*s.of = s.same // one string for both
+			}
+		}
+	}
+	return row
 }
 
 func (gs *groups) forget(name string) {
@@ -747,6 +921,7 @@ func (gs *groups) forget(name string) {
 	defer gs.mu.Unlock()
 	delete(gs.m, name)
 	delete(gs.gone, name)
+	gs.sorted = nil
 }
 
 // refuse records why a file is not taken. The last good definition, if there is
@@ -776,13 +951,13 @@ func (d *Daemon) keep(name string, last *config.Group, row jobstore.Group, gone 
 	d.groups.mu.Lock()
 	g, ok := d.groups.m[name]
 	if !ok {
-		g = newGroup(name)
-		d.groups.m[name] = g
+		g = d.groups.add(name)
 	}
 	if g.def == nil {
 		g.def = last
 	}
-	g.row, g.gone = row, gone
+	g.row, g.gone = slim(row, g.def), gone
+	d.groups.touched(g)
 	if gone {
 		d.groups.gone[name] = true
 	} else {
@@ -924,4 +1099,25 @@ func (d *Daemon) enqueue(ctx context.Context, a ask) (jobstore.Job, bool, error)
 	d.workers.free(row.Place)
 	d.changes.notify()
 	return row, joined, nil
+}
+
+// enqueueMany makes wishes durable together, or none of them.
+func (d *Daemon) enqueueMany(ctx context.Context, asks []ask) ([]jobstore.Enqueued, error) {
+	if len(asks) == 0 {
+		return nil, nil
+	}
+	jobs := make([]jobstore.NewJob, len(asks))
+	for i, a := range asks {
+		jobs[i] = d.newJob(a)
+	}
+	made, err := d.store.EnqueueMany(ctx, jobs)
+	if err != nil {
+		d.storeFailed("store jobs", err)
+		return nil, err
+	}
+	d.storeWorks()
+	d.log.Debug("jobs asked for", "jobs", len(jobs), "first_group", asks[0].group.Name)
+	wake(d.jobsWake)
+	d.changes.notify()
+	return made, nil
 }

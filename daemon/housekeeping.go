@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -40,6 +41,7 @@ func (d *Daemon) housekeep(ctx context.Context, p *pulse) {
 // schedules can be met at AWS's quotas, whether old aliases are gone and whether a credential file has changed, and meets requests
 // again that could not be stored.
 func (d *Daemon) upkeep(ctx context.Context, p *pulse) {
+	d.planAll(ctx)
 	var pruned, looked time.Time
 	identity := d.credentialFiles()
 	for ok := true; ok; ok = p.sleep(ctx, tidyEvery, d.upkeepWake) {
@@ -59,6 +61,10 @@ func (d *Daemon) upkeep(ctx context.Context, p *pulse) {
 		}
 		if d.untaken.Load() {
 			d.takeLeftovers(ctx)
+		}
+		if d.garbage.Swap(false) {
+			// Go would keep twice what is in use.
+			debug.FreeOSMemory()
 		}
 		if now := d.credentialFiles(); !maps.Equal(now, identity) {
 			identity = now
@@ -93,38 +99,46 @@ func (d *Daemon) permissionsChanged(ctx context.Context) {
 	d.wakeEvents()
 }
 
-// tidy reports groups that have been invalid or overdue for long enough.
+// A summary is what is told of all groups at once.
+type summary struct {
+	count    int    // groups that are there
+	worst    string // the first problem of the worst group; "": none has any
+	severity int    // of its state
+}
+
+// tidy reports groups that have been invalid or overdue for long enough, and tells
+// systemd how things are. It looks at the groups that have changed since it last
+// did, and at those of which time has changed something.
 func (d *Daemon) tidy(ctx context.Context) {
-	v, err := d.view(ctx)
+	gs := d.groups
+	c, err := d.common(ctx)
 	if err != nil {
 		if ctx.Err() == nil {
 			d.storeFailed("read the state of the groups", err)
 		}
 		return
 	}
-	worst, severity := "", -1
-	for _, name := range d.groups.names() {
-		g, ok := d.groups.get(name)
-		if !ok {
-			continue
+	names := gs.take(&gs.toShow)
+	names = append(names, gs.turned(d.Now())...)
+	if len(names) > 0 {
+		if err := d.show(ctx, names); err != nil {
+			gs.giveBack(&gs.toShow, names...)
+			if ctx.Err() == nil {
+				d.storeFailed("read the state of the groups", err)
+			}
+			return
 		}
-		s := d.groupStatus(g, v)
-		if n := control.Severity(s.State); len(s.Problems) > 0 && n > severity {
-			worst, severity = name+": "+s.Problems[0].Message, n
+		for _, name := range names {
+			if g, ok := gs.get(name); ok && g.shown != nil && d.cfg.Load().Designated && d.announces() {
+				if err := d.report(ctx, g); err != nil && ctx.Err() == nil {
+					gs.giveBack(&gs.toShow, name)
+					d.storeFailed("store an event", err)
+				}
+			}
 		}
-		if !d.cfg.Load().Designated || !d.announces() {
-			continue
-		}
-		if err := d.report(ctx, g, s, v); err != nil && ctx.Err() == nil {
-			d.storeFailed("store an event", err)
-		}
+		d.summed = gs.sum()
 	}
-	for _, name := range slices.Sorted(maps.Keys(v.tokens)) {
-		if p := v.tokens[name]; p != nil && worst == "" {
-			worst = p.message // though no group needs it yet
-		}
-	}
-	d.Notifier.Status(d.statusLine(worst))
+	d.Notifier.Status(d.statusLine(d.worst(c)))
 	if d.storing.Load() != nil {
 		// Nothing else may write for weeks and so find out that it can again.
 		if err := d.store.Record(ctx, jobstore.AuditEntry{Actor: "byokd", Action: "try the database", Detail: "it could not be written before"}); err == nil {
@@ -133,8 +147,75 @@ func (d *Daemon) tidy(ctx context.Context) {
 	}
 }
 
+// turned are the groups of which time alone has changed the state.
+func (gs *groups) turned(now time.Time) (names []string) {
+	gs.mu.Lock()
+	defer gs.mu.Unlock()
+	if gs.nextTurn.IsZero() || now.Before(gs.nextTurn) {
+		return nil
+	}
+	gs.nextTurn = time.Time{}
+	for name, g := range gs.m {
+		switch {
+		case g.shown == nil:
+		case !g.shown.holds(now):
+			names = append(names, name)
+		case gs.nextTurn.IsZero() || g.shown.until.Before(gs.nextTurn):
+			gs.nextTurn = g.shown.until
+		}
+	}
+	return names
+}
+
+// sum sums the states of all groups up.
+func (gs *groups) sum() summary {
+	gs.mu.Lock()
+	defer gs.mu.Unlock()
+	s := summary{severity: -1}
+	worst := (*group)(nil)
+	for _, g := range gs.m {
+		if !g.gone && g.def != nil {
+			s.count++
+		}
+		if g.shown == nil || len(g.shown.Problems) == 0 {
+			continue
+		}
+		if n := control.Severity(g.shown.State); n > s.severity || n == s.severity && g.name < worst.name {
+			worst, s.severity = g, n
+		}
+	}
+	if worst != nil {
+		s.worst = worst.name + ": " + worst.shown.Problems[0].Message
+	}
+	return s
+}
+
+// worst is the problem that comes first: of a group that is worse off than what is so
+// of many, or of these.
+func (d *Daemon) worst(c common) string {
+	if d.summed.worst != "" {
+		return d.summed.worst
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.hooks)) {
+		if h := c.hooks[name]; name != "" {
+			return fmt.Sprintf("%s: hook %q failed: %s", name, h[0].Name, h[0].Error)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.tokens)) {
+		return c.tokens[name].message
+	}
+	if p := d.outbox.firstProblem(); p != nil {
+		return p.message
+	}
+	if c.unreadable != nil {
+		return c.unreadable.message
+	}
+	return ""
+}
+
 // report emits the events of a group that is invalid or overdue, once per cause.
-func (d *Daemon) report(ctx context.Context, g group, s control.GroupStatus, v *view) error {
+func (d *Daemon) report(ctx context.Context, g group) error {
+	now := d.Now()
 	def := lifecycle.Definition{Group: g.name, Region: d.cfg.Load().Events.Region, Credential: d.cfg.Load().Events.Credential}
 	if g.def != nil {
 		def = d.definition(g.def)
@@ -142,12 +223,12 @@ func (d *Daemon) report(ctx context.Context, g group, s control.GroupStatus, v *
 	if def.Region == "" || def.Credential == "" {
 		return nil // there is no way for its events; log, metric and status tell
 	}
-	if g.invalid != nil && !g.told && v.now.Sub(g.since) >= invalidAfter {
+	if g.invalid != nil && !g.told && now.Sub(g.since) >= invalidAfter {
 		var problems []string
 		for _, p := range g.invalid {
 			problems = append(problems, p.String())
 		}
-		event := lifecycle.NewEvent(v.now, d.origin(def, ""), lifecycle.GroupInvalid, nil, map[string]any{"problems": problems})
+		event := lifecycle.NewEvent(now, d.origin(def, ""), lifecycle.GroupInvalid, nil, map[string]any{"problems": problems})
 		if _, err := d.store.ReportInvalid(ctx, g.invalid.Error(), jobstore.Event(event)); err != nil {
 			return err
 		}
@@ -160,8 +241,8 @@ func (d *Daemon) report(ctx context.Context, g group, s control.GroupStatus, v *
 		}
 		d.groups.update(g.name, func(g *group) { g.row.InvalidReported = "" })
 	}
-	if due := overdueSince(g, v, s.NextRotation.Time); !due.IsZero() && !due.Equal(g.row.OverdueReported) {
-		event := lifecycle.NewEvent(v.now, d.origin(def, ""), lifecycle.RotationOverdue, nil, map[string]any{"due_at": due.UTC().Format(time.RFC3339)})
+	if due := g.shown.due; !due.IsZero() && !due.Equal(g.row.OverdueReported) {
+		event := lifecycle.NewEvent(now, d.origin(def, ""), lifecycle.RotationOverdue, nil, map[string]any{"due_at": due.UTC().Format(time.RFC3339)})
 		if _, err := d.store.ReportOverdue(ctx, due, jobstore.Event(event)); err != nil {
 			return err
 		}
@@ -174,7 +255,7 @@ func (d *Daemon) report(ctx context.Context, g group, s control.GroupStatus, v *
 
 // statusLine is what `systemctl status byokd` shows.
 func (d *Daemon) statusLine(worst string) string {
-	line := fmt.Sprintf("%d groups", d.groups.count())
+	line := fmt.Sprintf("%d groups", d.summed.count)
 	if !d.cfg.Load().Designated {
 		line += ", not designated"
 	} else if name, at, ok := d.runner.Next(); ok {

@@ -124,14 +124,26 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 			gauge(desc, float64(t.UnixMilli())/1000, group)
 		}
 	}
-	statuses, err := d.Status(ctx, nil)
+	groups, err := d.states(ctx, nil)
+	var shared common
+	if err == nil {
+		shared, err = d.common(ctx)
+	}
 	if err != nil {
 		out <- prometheus.NewInvalidMetric(stateDesc, fmt.Errorf("read the groups: %w", err))
+		groups = nil
 	}
-	for _, s := range statuses {
+	differences := make(map[string]int)
+	rows, driftErr := d.store.Drift(ctx)
+	for _, row := range rows {
+		differences[row.Group]++
+	}
+	for _, g := range groups {
+		s := d.whole(g, shared)
 		at(lastRotationDesc, s.LastRotation.Time, s.Group)
 		at(nextRotationDesc, s.NextRotation.Time, s.Group)
 		at(expiryDesc, s.Active.ValidTo.Time, s.Group)
+		at(nextExpiryDesc, g.shown.nextEnd, s.Group)
 		gauge(stateDesc, 1, s.Group, s.State)
 		problems := make(map[string]int)
 		for _, p := range s.Problems {
@@ -143,28 +155,9 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		for code, n := range problems {
 			gauge(problemDesc, float64(n), s.Group, code)
 		}
-	}
-	if rows, err := d.store.Drift(ctx); err == nil {
-		differences := make(map[string]int)
-		for _, row := range rows {
-			differences[row.Group]++
-		}
-		for _, name := range d.groups.names() {
-			if g, ok := d.groups.get(name); ok && !g.row.DriftChecked.IsZero() {
-				gauge(driftDesc, float64(differences[name]), name)
-				at(driftCheckedDesc, g.row.DriftChecked, name)
-			}
-		}
-	}
-	if rows, err := d.store.AllGenerations(ctx); err == nil {
-		first := make(map[string]time.Time)
-		for _, row := range rows {
-			if g := generation(row); decrypts(g) && !g.ValidTo.IsZero() && (first[g.Group].IsZero() || g.ValidTo.Before(first[g.Group])) {
-				first[g.Group] = g.ValidTo
-			}
-		}
-		for group, t := range first {
-			at(nextExpiryDesc, t, group)
+		if driftErr == nil && !g.row.DriftChecked.IsZero() {
+			gauge(driftDesc, float64(differences[s.Group]), s.Group)
+			at(driftCheckedDesc, g.row.DriftChecked, s.Group)
 		}
 	}
 	if stats, err := d.store.OutboxStats(ctx); err == nil {

@@ -293,13 +293,23 @@ func (o *outbox) fail(r route, err error) {
 	}
 }
 
-// problem is why a group's events cannot be delivered; nil: they can.
-func (o *outbox) problem(g group) *problem {
-	if g.def == nil {
-		return nil
-	}
-	r := o.routeOf(o.d.cfg.Load(), jobstore.OutboxEvent{Event: jobstore.Event{Region: g.def.AWS.Region, Credential: g.def.Credential}})
+// problem is why the events of a definition's group cannot be delivered; nil: they
+// can.
+func (o *outbox) problem(def *config.Group) *problem {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.failures[r]
+	if def == nil || len(o.failures) == 0 {
+		return nil
+	}
+	return o.failures[o.routeOf(o.d.cfg.Load(), jobstore.OutboxEvent{Event: jobstore.Event{Region: def.AWS.Region, Credential: def.Credential}})]
+}
+
+// firstProblem is why events cannot be delivered on some route; nil: they can.
+func (o *outbox) firstProblem() *problem {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, p := range o.failures {
+		return p
+	}
+	return nil
 }

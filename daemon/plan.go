@@ -21,8 +21,11 @@ const (
 
 // Plan returns what byokd will do with the named groups, or with all for none.
 func (d *Daemon) Plan(ctx context.Context, names []string, rotate bool) ([]control.Plan, error) {
-	v, err := d.view(ctx)
+	v, err := d.view(ctx, names...)
 	if err != nil {
+		return nil, err
+	}
+	if v.generations, err = d.allGenerations(ctx, names); err != nil {
 		return nil, err
 	}
 	all := len(names) == 0

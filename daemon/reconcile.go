@@ -5,10 +5,10 @@ import (
 	"errors"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
+	"byokd/config"
 	"byokd/daemon/jobstore"
 	"byokd/daemon/lifecycle"
 )
@@ -34,20 +34,27 @@ const (
 type looked struct {
 	lifecycle.Findings
 	at         time.Time
-	place      string // of the definition that it was made with
-	designated bool   // false: nothing was recorded
-	epoch      int    // of groups when it began
+	place      place // of the definition that it was made with
+	designated bool  // false: nothing was recorded
+	epoch      int   // of groups when it began
 }
 
 // place is what a definition says about where a group's keys are: findings made
 // with another one do not count.
-func place(def lifecycle.Definition) string {
-	return strings.Join([]string{def.HSM, def.Credential, def.Region, def.Alias, def.ActiveKeyID, def.PreviousName}, "\n")
+type place struct{ hsm, credential, region, alias, activeKeyID, previousName string }
+
+func placeOf(def lifecycle.Definition) place {
+	return place{def.HSM, def.Credential, def.Region, def.Alias, def.ActiveKeyID, def.PreviousName}
 }
 
-// holds reports whether the findings still count for a definition.
-func (l *looked) holds(def lifecycle.Definition, designated bool) bool {
-	return l != nil && l.place == place(def) && (l.designated || !designated)
+// placeOfGroup is placeOf of the definition that a group's file means.
+func placeOfGroup(g *config.Group) place {
+	return place{g.HSM, g.Credential, g.AWS.Region, g.AWS.Alias, g.AWS.ActiveKeyID, g.AWS.PreviousName}
+}
+
+// holds reports whether the findings still count for a definition of that place.
+func (l *looked) holds(at place, designated bool) bool {
+	return l != nil && l.place == at && (l.designated || !designated)
 }
 
 // run looks for the keys of groups about which nothing can be decided without,
@@ -60,15 +67,8 @@ func (gs *groups) run(ctx context.Context, p *pulse) {
 	places := make(chan struct{}, looksAtOnce)
 	for {
 		now := gs.d.Now()
-		next := now.Add(lastLook)
-		for _, name := range gs.names() {
-			due, ok := gs.dueLook(name, now)
-			if !ok || due.After(now) {
-				if ok && due.Before(next) {
-					next = due
-				}
-				continue
-			}
+		due, next := gs.dueLooks(now)
+		for _, name := range due {
 			resume := p.rest()
 			select {
 			case places <- struct{}{}:
@@ -87,18 +87,35 @@ func (gs *groups) run(ctx context.Context, p *pulse) {
 	}
 }
 
-// dueLook is when a group is to be looked for; ok is false where it need not be.
-// One that is due is marked as being looked for.
-func (gs *groups) dueLook(name string, now time.Time) (due time.Time, ok bool) {
+// dueLooks are the groups that are to be looked for, marked as being looked for, and
+// when the next one is.
+func (gs *groups) dueLooks(now time.Time) (names []string, next time.Time) {
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
-	g := gs.m[name]
-	if g == nil || g.def == nil || g.gone || g.inLook || g.drift.jobs > 0 { // a job looks itself
+	next = now.Add(lastLook)
+	designated := gs.d.cfg.Load().Designated
+	for name, g := range gs.m {
+		switch due, ok := gs.dueLook(g, designated); {
+		case !ok:
+		case !due.After(now):
+			g.inLook = true
+			names = append(names, name)
+		case due.Before(next):
+			next = due
+		}
+	}
+	slices.Sort(names)
+	return names, next
+}
+
+// dueLook is when a group is to be looked for; ok is false where it need not be.
+func (gs *groups) dueLook(g *group, designated bool) (due time.Time, ok bool) {
+	if g.def == nil || g.gone || g.inLook || g.drift.jobs > 0 { // a job looks itself
 		return time.Time{}, false
 	}
 	unsettled := !g.hasKeys || g.row.AppliedDigest == ""
 	switch {
-	case g.looked.holds(gs.d.definition(g.def), gs.d.cfg.Load().Designated):
+	case g.looked.holds(placeOfGroup(g.def), designated):
 		if len(g.looked.Problems) == 0 {
 			return time.Time{}, false
 		}
@@ -107,9 +124,6 @@ func (gs *groups) dueLook(name string, now time.Time) (due time.Time, ok bool) {
 		due = g.nextLook
 	default:
 		return time.Time{}, false
-	}
-	if !due.After(now) {
-		g.inLook = true
 	}
 	return due, true
 }
@@ -161,8 +175,7 @@ func (gs *groups) hold(name string) (release func()) {
 	gs.mu.Lock()
 	g, ok := gs.m[name]
 	if !ok {
-		g = newGroup(name)
-		gs.m[name] = g
+		g = gs.add(name)
 	}
 	gs.mu.Unlock()
 	g.looking.Lock()
@@ -175,7 +188,7 @@ func (gs *groups) reconciledHeld(ctx context.Context, name string, def lifecycle
 	// Read once: what was only looked at does not count when byokd is told
 	// meanwhile that this is the designated device.
 	designated := d.cfg.Load().Designated
-	if current, _ := gs.get(name); current.looked.holds(def, designated) {
+	if current, _ := gs.get(name); current.looked.holds(placeOf(def), designated) {
 		return current.looked, nil
 	}
 	gs.mu.Lock()
@@ -194,9 +207,12 @@ func (gs *groups) reconciledHeld(ctx context.Context, name string, def lifecycle
 	if err := d.decide(ctx, name, found, designated); err != nil {
 		return nil, err
 	}
-	// Of the others, which years make many, nobody asks any more.
+	// Of the generations, what notDue asks for is kept.
 	found.Generations = slices.DeleteFunc(slices.Clone(found.Generations), func(g lifecycle.Generation) bool { return g.Stage != lifecycle.Active })
-	l := &looked{Findings: found, at: d.Now(), place: place(def), designated: designated, epoch: epoch}
+	for i := range found.Generations {
+		found.Generations[i].Policy, found.Generations[i].Tags = "", nil
+	}
+	l := &looked{Findings: found, at: d.Now(), place: placeOf(def), designated: designated, epoch: epoch}
 	stale := false
 	gs.update(name, func(g *group) {
 		if stale = gs.epoch != epoch; !stale {
@@ -291,8 +307,11 @@ func (gs *groups) lookAgain() {
 		if g.lookErr != nil || g.looked != nil && len(g.looked.Problems) > 0 {
 			g.nextLook, g.lookPause = time.Time{}, 0
 			if g.looked != nil {
-				g.looked.at = time.Time{}
+				l := *g.looked
+				l.at = time.Time{}
+				g.looked = &l
 			}
+			gs.touched(g)
 		}
 	}
 	gs.mu.Unlock()
@@ -305,6 +324,7 @@ func (gs *groups) lookAnew() {
 	gs.epoch++
 	for _, g := range gs.m {
 		g.looked, g.nextLook, g.lookPause = nil, time.Time{}, 0
+		gs.touched(g)
 	}
 	gs.mu.Unlock()
 	wake(gs.d.groupsWake)

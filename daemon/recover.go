@@ -124,8 +124,9 @@ func newRecoverer(cfg *config.Config, store *jobstore.Store, tokens *tokens, log
 	}
 	d.engine = d.newEngine()
 	d.groups = newGroups(d)
+	store.Tell(d.groups.changed)
 	d.outbox = newOutbox(d)
-	d.runner = schedule.NewRunner(d.Now, func(schedule.Tick) {}) // it does not run
+	d.runner = schedule.NewRunner(d.Now, func([]schedule.Tick) {}) // it does not run
 	return d, nil
 }
 

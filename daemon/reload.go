@@ -48,6 +48,7 @@ func (d *Daemon) reload(ctx context.Context) {
 		d.log.Warn("this is no longer the designated device: nothing in AWS or the HSM is changed from here")
 	}
 	d.load(ctx, triggerSighup)
+	d.groups.allChanged()
 	d.reloaded.Store(&control.Reload{At: control.At(d.Now()), OK: true, Restart: restart})
 	d.log.Info("reloaded", "groups", d.groups.count())
 	d.wakeAll()

@@ -2,6 +2,8 @@ package daemon
 
 import (
 	"context"
+	"slices"
+	"sync"
 	"time"
 
 	"byokd/config"
@@ -20,26 +22,46 @@ func rule(g *config.Group) (*schedule.Rule, error) {
 	r := &schedule.Rule{Every: time.Duration(g.Rotation.Every), Jitter: time.Duration(g.Rotation.Jitter),
 		SkipMissed: g.Rotation.Missed == "skip"}
 	if g.Rotation.Schedule != "" {
-		location, err := time.LoadLocation(g.Rotation.Timezone)
-		if err != nil {
-			return nil, err
-		}
-		if r.Schedule, err = schedule.Parse(g.Rotation.Schedule, location); err != nil {
+		var err error
+		if r.Schedule, err = parsedSchedule(g.Rotation.Schedule, g.Rotation.Timezone); err != nil {
 			return nil, err
 		}
 	}
 	return r, nil
 }
 
+// schedules are those that were parsed before, which many groups share.
+var schedules sync.Map
+
+func parsedSchedule(spec, timezone string) (schedule.Schedule, error) {
+	type key struct{ spec, timezone string }
+	if s, ok := schedules.Load(key{spec, timezone}); ok {
+		return s.(schedule.Schedule), nil
+	}
+	location, err := time.LoadLocation(timezone)
+	if err != nil {
+		return nil, err
+	}
+	s, err := schedule.Parse(spec, location)
+	if err == nil {
+		schedules.Store(key{spec, timezone}, s)
+	}
+	return s, err
+}
+
 // next is a group's next tick.
 func (d *Daemon) next(g group) (tick, at time.Time, missed int) {
-	generations, err := journal{d}.Generations(context.Background(), g.name)
+	read, err := d.groups.keysOf(context.Background(), g.name)
 	if err != nil {
 		// Without them a group would look overdue.
 		d.storeFailed("read the generations", err)
 		return
 	}
-	return d.nextAfter(g, lifecycle.LastRotation(generations))
+	k := read[g.name]
+	if k == nil {
+		k = new(keys) // renamed or gone in between
+	}
+	return d.nextAfter(g, k.rotated)
 }
 
 // nextAfter is the next tick of a group that was last rotated at the given time.
@@ -70,44 +92,57 @@ func (d *Daemon) plan(name string) {
 	d.runner.Set(name, tick, at, missed)
 }
 
-// fire makes a rotation of a tick. It is the first durable thing that happens:
-// the tick and its job are one transaction.
-func (d *Daemon) fire(t schedule.Tick) {
+// fire makes rotations of ticks. It is the first durable thing that happens: the
+// ticks and their jobs are one transaction, or few where they are many.
+func (d *Daemon) fire(ticks []schedule.Tick) {
+	for some := range slices.Chunk(ticks, together) {
+		d.fireSome(some)
+	}
+}
+
+func (d *Daemon) fireSome(ticks []schedule.Tick) {
 	d.loading.Lock()
 	defer d.loading.Unlock()
-	g, ok := d.groups.get(t.Group)
-	if !ok || g.def == nil || g.gone || !d.cfg.Load().Designated {
-		return
-	}
-	// What is due may have changed since the tick was planned; a clock that was
-	// set ahead makes one rotation of the ticks that it passed.
-	tick, at, missed := d.next(g)
-	if tick.IsZero() || at.After(d.Now()) {
-		d.runner.Set(t.Group, tick, at, missed)
-		return
-	}
-	t.At, t.Missed = tick, missed
-	trigger := triggerSchedule
-	if t.Missed > 0 {
-		trigger = triggerMissed
-		d.log.Info("ticks have passed unseen: one rotation for all of them", "group", t.Group, "ticks", t.Missed)
-	}
-	_, joined, err := d.enqueue(context.Background(), ask{kind: lifecycle.Rotate, group: g.def, trigger: trigger,
-		key: tickKey(t.At), tick: t.At})
-	if err != nil {
-		d.storeFailed("store a tick", err)
-		d.runner.Set(t.Group, t.At, d.Now().Add(tickRetry), t.Missed)
-		return
-	}
-	if joined {
-		d.log.Info("tick joins the rotation that is open", "group", t.Group)
-	}
-	d.groups.update(t.Group, func(g *group) {
-		if t.At.After(g.row.LastTick) {
-			g.row.LastTick = t.At
+	d.pulses.goesOn()
+	var due []schedule.Tick
+	var asks []ask
+	for _, t := range ticks {
+		g, ok := d.groups.get(t.Group)
+		if !ok || g.def == nil || g.gone || !d.cfg.Load().Designated {
+			continue
 		}
-	})
-	d.plan(t.Group)
+		// What is due may have changed since the tick was planned; a clock that was
+		// set ahead makes one rotation of the ticks that it passed.
+		tick, at, missed := d.next(g)
+		if tick.IsZero() || at.After(d.Now()) {
+			d.runner.Set(t.Group, tick, at, missed)
+			continue
+		}
+		t.At, t.Missed = tick, missed
+		trigger := triggerSchedule
+		if t.Missed > 0 {
+			trigger = triggerMissed
+			d.log.Info("ticks have passed unseen: one rotation for all of them", "group", t.Group, "ticks", t.Missed)
+		}
+		due = append(due, t)
+		asks = append(asks, ask{kind: lifecycle.Rotate, group: g.def, trigger: trigger, key: tickKey(t.At), tick: t.At})
+	}
+	made, err := d.enqueueMany(context.Background(), asks)
+	for i, t := range due {
+		if err != nil {
+			d.runner.Set(t.Group, t.At, d.Now().Add(tickRetry), t.Missed)
+			continue
+		}
+		if made[i].Joined {
+			d.log.Info("tick joins the rotation that is open", "group", t.Group)
+		}
+		d.groups.note(t.Group, func(g *group) {
+			if t.At.After(g.row.LastTick) {
+				g.row.LastTick = t.At
+			}
+		})
+		d.plan(t.Group)
+	}
 }
 
 // tickKey is the unique key of a tick's job.

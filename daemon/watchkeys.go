@@ -25,9 +25,9 @@ func (d *Daemon) watchKeys(ctx context.Context, p *pulse) {
 // that token or AWS are away is told elsewhere.
 func (d *Daemon) watch(ctx context.Context, p *pulse) {
 	tokens := make(map[string]map[string]bool)
-	for _, name := range d.groups.names() {
+	for _, name := range d.groups.unwatched(d.Now()) {
 		g, ok := d.groups.get(name)
-		if !ok || g.def == nil || !g.hasKeys || d.Now().Sub(g.watchedAt).Abs() < watchEvery || ctx.Err() != nil {
+		if !ok || g.def == nil || ctx.Err() != nil {
 			continue
 		}
 		objects, seen := tokens[g.def.HSM]
@@ -57,6 +57,24 @@ func (d *Daemon) watch(ctx context.Context, p *pulse) {
 			}
 		}
 		now := d.Now()
-		d.groups.update(name, func(g *group) { g.watched, g.watchedAt = found, now })
+		d.groups.note(name, func(g *group) {
+			if len(found)+len(g.watched) > 0 || g.looked != nil && len(g.looked.Problems) > 0 {
+				d.groups.touched(g)
+			}
+			g.watched, g.watchedAt = found, now
+		})
 	}
+}
+
+// unwatched are the groups of which it is time to look whether all is there, sorted.
+func (gs *groups) unwatched(now time.Time) (names []string) {
+	gs.mu.Lock()
+	defer gs.mu.Unlock()
+	for name, g := range gs.m {
+		if g.def != nil && g.hasKeys && now.Sub(g.watchedAt).Abs() >= watchEvery {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }

@@ -23,7 +23,7 @@ type Tick struct {
 // may be called from several goroutines, and from the callback.
 type Runner struct {
 	now  func() time.Time
-	fire func(Tick)
+	fire func([]Tick)
 	wake chan struct{}
 
 	// Idle, if not nil, is called before each wait, and what it returns after it.
@@ -36,8 +36,9 @@ type Runner struct {
 }
 
 // NewRunner returns a Runner that reads the time from now and calls fire, in
-// the goroutine of Run, once for each Set whose time has come.
-func NewRunner(now func() time.Time, fire func(Tick)) *Runner {
+// the goroutine of Run, once for each Set whose time has come: with all those at
+// once that have become due since it was last called, the earliest first.
+func NewRunner(now func() time.Time, fire func([]Tick)) *Runner {
 	return &Runner{
 		now:     now,
 		fire:    fire,
@@ -107,9 +108,9 @@ func (r *Runner) Run(ctx context.Context) {
 	timer := time.NewTimer(maxSleep)
 	defer timer.Stop()
 	for ctx.Err() == nil {
-		tick, wait, ok := r.pop()
-		if ok {
-			r.fire(tick)
+		ticks, wait := r.pop()
+		if len(ticks) > 0 {
+			r.fire(ticks)
 			continue
 		}
 		timer.Reset(wait)
@@ -126,21 +127,22 @@ func (r *Runner) Run(ctx context.Context) {
 	}
 }
 
-// pop takes the first group that is due out of the heap, or says how long to
-// sleep before asking again.
-func (r *Runner) pop() (tick Tick, wait time.Duration, ok bool) {
+// pop takes the groups that are due out of the heap, or says how long to sleep
+// before asking again.
+func (r *Runner) pop() (ticks []Tick, wait time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.waiting) == 0 {
-		return Tick{}, maxSleep, false
+	now := r.now()
+	for len(r.waiting) > 0 {
+		e := r.waiting[0]
+		if wait := e.at.Sub(now); wait > 0 {
+			return ticks, min(wait, maxSleep)
+		}
+		heap.Pop(&r.waiting)
+		delete(r.byGroup, e.group)
+		ticks = append(ticks, Tick{Group: e.group, At: e.tick, Missed: e.missed})
 	}
-	e := r.waiting[0]
-	if wait := e.at.Sub(r.now()); wait > 0 {
-		return Tick{}, min(wait, maxSleep), false
-	}
-	heap.Pop(&r.waiting)
-	delete(r.byGroup, e.group)
-	return Tick{Group: e.group, At: e.tick, Missed: e.missed}, 0, true
+	return ticks, maxSleep
 }
 
 type entry struct {

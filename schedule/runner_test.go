@@ -16,13 +16,22 @@ import (
 // In a synctest bubble the time moves only when everybody waits, so these
 // tests say exactly when a tick fires.
 
+// each is a callback that is called with each tick by itself.
+func each(f func(schedule.Tick)) func([]schedule.Tick) {
+	return func(ticks []schedule.Tick) {
+		for _, tick := range ticks {
+			f(tick)
+		}
+	}
+}
+
 func TestRunnerFiresInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		var got []string
-		r := schedule.NewRunner(time.Now, func(tick schedule.Tick) {
+		r := schedule.NewRunner(time.Now, each(func(tick schedule.Tick) {
 			got = append(got, fmt.Sprint(tick.Group, " ", tick.At.Sub(start), " ", tick.Missed, " at ", time.Since(start)))
-		})
+		}))
 		set := func(group string, tick, at time.Duration, missed int) {
 			r.Set(group, start.Add(tick), start.Add(at), missed)
 		}
@@ -59,7 +68,7 @@ func TestRunnerSetWhileItSleeps(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		fired := make(chan time.Duration, 10)
-		r := schedule.NewRunner(time.Now, func(schedule.Tick) { fired <- time.Since(start) })
+		r := schedule.NewRunner(time.Now, each(func(schedule.Tick) { fired <- time.Since(start) }))
 		var wg sync.WaitGroup
 		ctx, cancel := context.WithCancel(t.Context())
 		wg.Go(func() { r.Run(ctx) })
@@ -94,7 +103,7 @@ func TestRunnerSetInCallback(t *testing.T) {
 			tick, at, missed := rule.Next(group, state, time.Now())
 			r.Set(group, tick, at, missed)
 		}
-		r = schedule.NewRunner(time.Now, func(tick schedule.Tick) {
+		r = schedule.NewRunner(time.Now, each(func(tick schedule.Tick) {
 			got = append(got, tick.At)
 			if want := tick.At.Add(schedule.Jitter(group, tick.At, rule.Jitter)); !time.Now().Equal(want) {
 				t.Errorf("%v fired at %v, want %v", tick.At, time.Now(), want)
@@ -104,7 +113,7 @@ func TestRunnerSetInCallback(t *testing.T) {
 				cancel()
 			}
 			set()
-		})
+		}))
 		set()
 		r.Run(ctx)
 		for i, tick := range got {
@@ -128,7 +137,7 @@ func TestRunnerNoticesClockSteps(t *testing.T) {
 			return time.Now().Add(step)
 		}
 		fired := make(chan time.Duration, 1)
-		r := schedule.NewRunner(now, func(schedule.Tick) { fired <- time.Since(start) })
+		r := schedule.NewRunner(now, each(func(schedule.Tick) { fired <- time.Since(start) }))
 		r.Set(group, start.Add(24*time.Hour), start.Add(24*time.Hour), 0)
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
@@ -166,7 +175,7 @@ func TestRunnerWithInjectedClock(t *testing.T) {
 		return clock
 	}
 	fired := make(chan schedule.Tick)
-	r := schedule.NewRunner(now, func(tick schedule.Tick) { fired <- tick })
+	r := schedule.NewRunner(now, each(func(tick schedule.Tick) { fired <- tick }))
 	var wg sync.WaitGroup
 	ctx, cancel := context.WithCancel(t.Context())
 	wg.Go(func() { r.Run(ctx) })
@@ -190,7 +199,7 @@ func TestRunnerIgnoresMonotonicReadings(t *testing.T) {
 	at := time.Now().Add(time.Hour)
 	fired := make(chan schedule.Tick, 1)
 	ctx, cancel := context.WithCancel(t.Context())
-	r := schedule.NewRunner(func() time.Time { return at.Round(0) }, func(tick schedule.Tick) { fired <- tick; cancel() })
+	r := schedule.NewRunner(func() time.Time { return at.Round(0) }, each(func(tick schedule.Tick) { fired <- tick; cancel() }))
 	r.Set(group, at, at, 0)
 	r.Run(ctx)
 	<-fired
@@ -206,13 +215,13 @@ func TestRunnerManyGroups(t *testing.T) {
 		next := make(map[string]time.Time)
 		counts := make(map[string]int)
 		var previous time.Time
-		r := schedule.NewRunner(time.Now, func(tick schedule.Tick) {
+		r := schedule.NewRunner(time.Now, each(func(tick schedule.Tick) {
 			counts[tick.Group]++
 			if !tick.At.Equal(next[tick.Group]) || tick.At.Before(previous) {
 				t.Errorf("%s fired for %v, want %v, after %v", tick.Group, tick.At, next[tick.Group], previous)
 			}
 			previous = tick.At
-		})
+		}))
 		for i := range groups {
 			name := fmt.Sprintf("g%d", i)
 			for range 2 {

@@ -104,9 +104,11 @@ func (s *Store) Generations(ctx context.Context, group string) ([]Generation, er
 	return gens, nil
 }
 
-// AllGenerations returns the generations of all groups, by group and number.
-func (s *Store) AllGenerations(ctx context.Context) ([]Generation, error) {
-	rows, err := s.reader(ctx).query(ctx, selectGenerations+`ORDER BY grp, number`)
+// AllGenerations returns the generations of the groups named, or of all, by group and
+// number.
+func (s *Store) AllGenerations(ctx context.Context, groups ...string) ([]Generation, error) {
+	where, args := among("grp", groups)
+	rows, err := s.reader(ctx).query(ctx, selectGenerations+`WHERE `+where+` ORDER BY grp, number`, args...)
 	gens, err := collect(rows, err, scanGeneration)
 	if err != nil {
 		return nil, fmt.Errorf("read generations: %w", err)

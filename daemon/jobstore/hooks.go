@@ -95,6 +95,20 @@ func (s *Store) ForgiveHooks(ctx context.Context) error {
 	return nil
 }
 
+// FailedHooks returns the hooks whose last run has failed, by name, without Waiting.
+func (s *Store) FailedHooks(ctx context.Context) ([]Hook, error) {
+	rows, err := s.reader(ctx).query(ctx, `SELECT h.name, h.ran_at, h.event_id, coalesce(e.grp, ''), h.error
+		FROM hooks h LEFT JOIN outbox e ON e.event_id = h.event_id WHERE h.error <> '' ORDER BY h.name`)
+	hooks, err := collect(rows, err, func(row scanner) (h Hook, err error) {
+		err = row.Scan(&h.Name, scanTime(&h.RanAt), &h.EventID, &h.Group, &h.Error)
+		return h, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the hooks that failed: %w", err)
+	}
+	return hooks, nil
+}
+
 // Hooks returns the hooks by name.
 func (s *Store) Hooks(ctx context.Context) ([]Hook, error) {
 	rows, err := s.reader(ctx).query(ctx, `SELECT h.name, h.ran_at, h.event_id, coalesce(e.grp, ''), h.error,

@@ -648,12 +648,12 @@ func (s *Store) Jobs(ctx context.Context, f JobFilter) ([]Job, error) {
 // OpenJobs returns the jobs that have not ended, of the groups named or of all,
 // without their steps, oldest first.
 func (s *Store) OpenJobs(ctx context.Context, groups ...string) ([]Job, error) {
-	where, args := `state IN ('available', 'running', 'retryable')`, []any(nil)
+	index, where, args := "", "true", []any(nil)
 	if len(groups) > 0 {
-		// The index by group is the one to use: + takes the other one away.
-		where, args = `+`+where+` AND grp IN (SELECT value FROM json_each(?))`, []any{jsonText(groups)}
+		index = " INDEXED BY jobs_open"
+		where, args = among("grp", groups)
 	}
-	rows, err := s.reader(ctx).query(ctx, `SELECT `+jobColumns+` FROM jobs WHERE `+where+` ORDER BY id`, args...)
+	rows, err := s.reader(ctx).query(ctx, `SELECT `+jobColumns+` FROM jobs`+index+` WHERE state IN ('available', 'running', 'retryable') AND `+where+` ORDER BY id`, args...)
 	jobs, err := collect(rows, err, scanJob)
 	if err != nil {
 		return nil, fmt.Errorf("list open jobs: %w", err)
@@ -665,8 +665,12 @@ func (s *Store) OpenJobs(ctx context.Context, groups ...string) ([]Job, error) {
 // of all, that no later job of the same group and kind has followed. A roll back that was refused is none:
 // all is as before, and whoever asked has been told.
 func (s *Store) GivenUp(ctx context.Context, groups ...string) ([]Job, error) {
+	index := ""
+	if len(groups) > 0 {
+		index = " INDEXED BY jobs_discarded"
+	}
 	where, args := among("grp", groups)
-	rows, err := s.reader(ctx).query(ctx, `SELECT `+jobColumns+` FROM jobs d WHERE state = 'discarded' AND kind <> 'rollback' AND `+where+` AND NOT EXISTS
+	rows, err := s.reader(ctx).query(ctx, `SELECT `+jobColumns+` FROM jobs d`+index+` WHERE state = 'discarded' AND kind <> 'rollback' AND `+where+` AND NOT EXISTS
 		(SELECT 1 FROM jobs n WHERE n.grp = d.grp AND n.kind = d.kind AND n.id > d.id) ORDER BY id`, args...)
 	jobs, err := collect(rows, err, scanJob)
 	if err != nil {

@@ -198,6 +198,18 @@ func (s *Store) OutboxStats(ctx context.Context) (st OutboxStats, err error) {
 	return st, nil
 }
 
+// ParkedEvents returns the parked events of the groups named, or of all, newest
+// first.
+func (s *Store) ParkedEvents(ctx context.Context, groups ...string) ([]OutboxEvent, error) {
+	where, args := among("grp", groups)
+	rows, err := s.reader(ctx).query(ctx, `SELECT `+outboxColumns+` FROM outbox INDEXED BY outbox_parked WHERE state = 'parked' AND `+where+` ORDER BY id DESC`, args...)
+	events, err := collect(rows, err, scanOutboxEvent)
+	if err != nil {
+		return nil, fmt.Errorf("list parked events: %w", err)
+	}
+	return events, nil
+}
+
 // An EventFilter chooses events; empty fields choose all.
 type EventFilter struct {
 	Group string

@@ -56,11 +56,6 @@ type Options struct {
 	// Local reports whether events that are written now are for hooks alone and
 	// never sent; nil: they are sent.
 	Local func() bool
-
-	// Changed, if it is not nil, is called after each transaction that has changed
-	// a generation, a job, a difference or whether an event is parked, with the
-	// names of their groups, by whoever wrote and before the writing method returns.
-	Changed func(groups []string)
 }
 
 // A Store is an open database.
@@ -195,7 +190,7 @@ func Open(ctx context.Context, path string, o Options) (*Store, error) {
 }
 
 func open(ctx context.Context, path string, o Options, migrations fs.FS, lock bool) (_ *Store, err error) {
-	s := &Store{path: path, now: o.Now, local: o.Local, changed: o.Changed, writer: writer{turn: make(chan struct{}, 1)}}
+	s := &Store{path: path, now: o.Now, local: o.Local, writer: writer{turn: make(chan struct{}, 1)}}
 	if s.now == nil {
 		s.now = time.Now
 	}
@@ -519,6 +514,12 @@ func (s *Store) within(ctx context.Context) *tx {
 	}
 	return nil
 }
+
+// Tell has changed called after each transaction that has changed a generation, a
+// job, a difference or whether an event is parked, with the names of their groups, by
+// whoever wrote and before the writing method returns. Tell is called before the
+// store is used by several goroutines.
+func (s *Store) Tell(changed func(groups []string)) { s.changed = changed }
 
 // Commits returns how many transactions have been committed that were begun in
 // order to write.

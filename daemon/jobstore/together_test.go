@@ -19,8 +19,9 @@ func openTold(t testing.TB) (s *jobstore.Store, told func() []string) {
 	path := filepath.Join(t.TempDir(), "byokd.db")
 	must(t, jobstore.Create(path))
 	var names []string
-	s, err := jobstore.Open(t.Context(), path, jobstore.Options{Changed: func(groups []string) { names = append(names, groups...) }})
+	s, err := jobstore.Open(t.Context(), path, jobstore.Options{})
 	must(t, err)
+	s.Tell(func(groups []string) { names = append(names, groups...) })
 	t.Cleanup(func() { s.Close() })
 	return s, func() []string {
 		n := names

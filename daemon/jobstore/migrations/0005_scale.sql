@@ -12,3 +12,7 @@ CREATE INDEX generations_rotated ON generations (grp, activated_at) WHERE stage 
 -- triggers: what lies in the future was written while the clock was ahead.
 CREATE INDEX generations_latest ON generations (max(coalesce(activated_at, 0), coalesce(left_at, 0), coalesce(warned_valid_to - warned_days * 86400000, 0)));
 CREATE INDEX triggers_at ON triggers (at);
+
+-- What is open of a group's jobs, and what was given up, among all that it had.
+CREATE INDEX jobs_open ON jobs (grp) WHERE state IN ('available', 'running', 'retryable');
+CREATE INDEX jobs_discarded ON jobs (grp) WHERE state = 'discarded';

@@ -37,7 +37,8 @@ var steps = map[string][]string{
 // is the second, and two are synchronizations. The newest generation of a group is
 // the active one. It leaves nothing to be done.
 //
-// The ID of the HSM key of a group's n-th generation is KeyID's.
+// The generations are as those that were recovered after the database was lost: it is
+// not known when their HSM keys were made, so that nobody misses these on the token.
 func Fill(ctx context.Context, path string, groups []Group, jobs int, now time.Time) (err error) {
 	u := url.URL{Scheme: "file", Path: path, RawQuery: "mode=rw&_txlock=immediate&_pragma=journal_mode(off)&_pragma=synchronous(off)&_pragma=cache_size(-400000)&_pragma=temp_store(2)"}
 	db, err := sql.Open("sqlite", u.String())
@@ -86,7 +87,7 @@ func Fill(ctx context.Context, path string, groups []Group, jobs int, now time.T
 		last := n+4 >= jobs
 		f.exec(`INSERT INTO generations (grp, number, stage, hsm, hsm_label, hsm_id, generated_at, job_id, region, account, key_id, key_arn,
 				material_id, created_at, imported_at, activated_at, disabled_at, left_at, policy, tags)
-			SELECT name, ?2, ?3, hsm, 'byokd/' || name || '/' || ?2, `+fmt.Sprintf(keyID, "position", "?2")+`, ?1, `+id+`, region, account,
+			SELECT name, ?2, ?3, hsm, 'byokd/' || name || '/' || ?2, `+fmt.Sprintf(keyID, "position", "?2")+`, NULL, `+id+`, region, account,
 				printf('%08x-0000-4000-8000-%012x', position, ?2), 'arn:aws:kms:' || region || ':' || account || printf(':key/%08x-0000-4000-8000-%012x', position, ?2),
 				printf('%064x', position * 1000 + ?2), ?1, ?1, ?1, CASE ?3 WHEN 'previous' THEN ?1 + 86400000 END, CASE ?3 WHEN 'previous' THEN ?1 + 86400000 END, '', '{}'
 			FROM fresh ORDER BY position`, at.UnixMilli(), generation, stage(last))
@@ -105,12 +106,8 @@ func Fill(ctx context.Context, path string, groups []Group, jobs int, now time.T
 // jobsApart is how far the jobs of a group lie from each other.
 const jobsApart = 90 * time.Hour
 
-// keyID is SQL for KeyID.
+// keyID is SQL for the ID of an HSM key.
 const keyID = `printf('%%016x%%016x', %s, %s)`
-
-// KeyID is the ID of the HSM key, in hex, that Fill gives to a generation of the
-// group at that position.
-func KeyID(position, generation int) string { return fmt.Sprintf("%016x%016x", position, generation) }
 
 func stage(last bool) string {
 	if last {
