@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"byokd/daemon/jobstore"
@@ -158,6 +159,11 @@ func (gs *groups) keysOf(ctx context.Context, names ...string) (map[string]*keys
 func newKeys(row jobstore.Keys) *keys {
 	k := &keys{some: row.Some, rotated: row.Rotated}
 	for _, g := range row.InUse {
+		// What nobody asks of them is not kept.
+		g.HSMLabel, g.JobID, g.MaterialID, g.Region, g.Account = "", "", "", "", ""
+		if id, ok := strings.CutPrefix(g.KeyARN, strings.TrimSuffix(g.KeyARN, g.KeyID)); ok {
+			g.KeyID = id // one string for both
+		}
 		k.inUse = append(k.inUse, generation(g))
 		k.warned = append(k.warned, warned{g.WarnedValidTo, g.WarnedDays})
 	}

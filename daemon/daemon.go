@@ -172,8 +172,6 @@ type Daemon struct {
 	resign     context.CancelFunc
 	ending     atomic.Bool // no more jobs are begun: byokd is about to end
 
-	garbage atomic.Bool // a load of many groups has left much memory unused
-
 	summed summary // as of the last tidy, which alone uses it
 
 	storing    atomic.Pointer[problem] // why the database cannot be written; nil: it can

@@ -563,9 +563,6 @@ func (d *Daemon) acceptAll(ctx context.Context, good, lastGood map[string]*confi
 	wake(d.expiryWake)
 	wake(d.driftWake)
 	d.changes.notify()
-	if len(good) > few {
-		d.garbage.Store(true)
-	}
 }
 
 // accept puts a good definition into force and asks for what its differences

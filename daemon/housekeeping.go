@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"runtime/debug"
 	"slices"
 	"time"
 
@@ -43,6 +42,7 @@ func (d *Daemon) housekeep(ctx context.Context, p *pulse) {
 func (d *Daemon) upkeep(ctx context.Context, p *pulse) {
 	d.planAll(ctx)
 	var pruned, looked time.Time
+	var memory spareMemory
 	identity := d.credentialFiles()
 	for ok := true; ok; ok = p.sleep(ctx, tidyEvery, d.upkeepWake) {
 		if now := d.Now(); now.Sub(pruned).Abs() >= pruneEvery {
@@ -62,10 +62,7 @@ func (d *Daemon) upkeep(ctx context.Context, p *pulse) {
 		if d.untaken.Load() {
 			d.takeLeftovers(ctx)
 		}
-		if d.garbage.Swap(false) {
-			// Go would keep twice what is in use.
-			debug.FreeOSMemory()
-		}
+		memory.look(d.atRest())
 		if now := d.credentialFiles(); !maps.Equal(now, identity) {
 			identity = now
 			d.log.Info("a credential file has changed: what waits for a permission is tried again")
@@ -73,6 +70,13 @@ func (d *Daemon) upkeep(ctx context.Context, p *pulse) {
 			d.permissionsChanged(ctx)
 		}
 	}
+}
+
+// atRest reports whether no job runs.
+func (d *Daemon) atRest() bool {
+	d.runningMu.Lock()
+	defer d.runningMu.Unlock()
+	return len(d.running) == 0
 }
 
 // credentialFiles tells versions of the access key files apart.

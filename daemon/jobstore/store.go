@@ -72,6 +72,8 @@ type Store struct {
 	written statements
 	asked   statements
 	commits atomic.Int64
+	queries atomic.Int64
+	rows    int64 // changed by the writer's connection until its last transaction ended
 
 	unchecked atomic.Bool // whether the file is damaged
 }
@@ -521,9 +523,12 @@ func (s *Store) within(ctx context.Context) *tx {
 // store is used by several goroutines.
 func (s *Store) Tell(changed func(groups []string)) { s.changed = changed }
 
-// Commits returns how many transactions have been committed that were begun in
-// order to write.
+// Commits returns how many transactions have been committed that changed anything:
+// how often this has waited for the disk.
 func (s *Store) Commits() int64 { return s.commits.Load() }
+
+// Queries returns how many queries have been run outside of transactions that write.
+func (s *Store) Queries() int64 { return s.queries.Load() }
 
 // run is the whole of a transaction. It returns the groups of which something has
 // changed.
@@ -545,8 +550,19 @@ func (t *tx) run(ctx context.Context, f func(*tx) error) (changed []string, err 
 	if changed, err = collect(rows, err, scanString); err != nil {
 		return nil, err
 	}
+	var total int64
+	if err := t.row(`SELECT total_changes()`, nil, &total); err != nil {
+		return nil, err
+	}
+	if err := t.tx.Commit(); err != nil {
+		return nil, err
+	}
+	if total != t.store.rows { // guarded by holding the one connection
+		t.store.rows = total
+		t.store.commits.Add(1)
+	}
 	slices.Sort(changed)
-	return slices.Compact(changed), t.tx.Commit()
+	return slices.Compact(changed), nil
 }
 
 // part runs f as a part of the transaction: if it fails nothing of it stays.
@@ -631,6 +647,7 @@ func (s *Store) read(ctx context.Context, f func(querier) error) error {
 	}
 	defer stx.Rollback()
 	return f(func(query string, args ...any) (*sql.Rows, error) {
+		s.queries.Add(1)
 		stmt, err := s.asked.of(ctx, s.r, query)
 		if err != nil {
 			return nil, err
@@ -651,6 +668,7 @@ func (r reader) query(ctx context.Context, query string, args ...any) (*sql.Rows
 	if r.t != nil {
 		return r.t.query(query, args...)
 	}
+	r.s.queries.Add(1)
 	stmt, err := r.s.asked.of(ctx, r.s.r, query)
 	if err != nil {
 		return nil, err
@@ -664,6 +682,7 @@ func (r reader) queryRow(ctx context.Context, query string, args ...any) scanner
 	if r.t != nil {
 		stmt, err = r.t.stmt(query)
 	} else {
+		r.s.queries.Add(1)
 		stmt, err = r.s.asked.of(ctx, r.s.r, query)
 	}
 	if err != nil {

@@ -107,7 +107,6 @@ func (s *Store) writeAll(ctx context.Context, all []*writing) {
 		return some
 	})
 	if err == nil {
-		s.commits.Add(1)
 		s.written.keep(context.WithoutCancel(ctx), s.w, t.fresh)
 		if s.changed != nil && len(changed) > 0 {
 			s.changed(changed)
