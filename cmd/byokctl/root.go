@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -165,6 +166,17 @@ func (t *tool) printJSON(v any) error {
 	e.SetEscapeHTML(false)
 	e.SetIndent("", "  ")
 	return e.Encode(v)
+}
+
+// printRaw prints JSON as printJSON would have made it.
+func (t *tool) printRaw(raw json.RawMessage) error {
+	var b bytes.Buffer
+	b.Grow(2 * len(raw))
+	if err := json.Indent(&b, raw, "", "  "); err != nil {
+		return fmt.Errorf("read the answer: %w", err)
+	}
+	_, err := t.out.Write(b.Bytes())
+	return err
 }
 
 // confirm asks on a terminal, and refuses where there is none.

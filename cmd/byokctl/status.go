@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -51,12 +52,21 @@ func (t *tool) status(ctx context.Context, names []string, all bool) error {
 		return err
 	}
 	defer client.Close()
-	groups, err := client.Status(ctx, names...)
+	if t.json {
+		status, err := client.StatusJSON(ctx, names...)
+		if err != nil {
+			return err
+		}
+		return t.printRaw(status)
+	}
+	var groups []control.GroupStatus
+	if all || len(names) > 0 {
+		groups, err = client.Status(ctx, names...)
+	} else {
+		groups, err = overview(ctx, client)
+	}
 	if err != nil {
 		return err
-	}
-	if t.json {
-		return t.printJSON(control.List[control.GroupStatus](groups))
 	}
 	daemon, err := client.Daemon(ctx)
 	if err != nil {
@@ -64,6 +74,15 @@ func (t *tool) status(ctx context.Context, names []string, all bool) error {
 	}
 	s := newScreen(t.out)
 	return s.status(groups, notes(daemon, control.BuildVersion(version)), daemon.Host, all || len(names) > 0)
+}
+
+// overview returns all groups as they are shown where healthy ones are counted.
+func overview(ctx context.Context, client *control.Client) ([]control.GroupStatus, error) {
+	o, err := client.Overview(ctx, manyHealthy)
+	if e, ok := errors.AsType[*control.Error](err); ok && e.Code == control.Usage {
+		return client.Status(ctx) // of an older byokd, which was not restarted yet
+	}
+	return o.All(), err
 }
 
 // status prints groups, worst first as they come, with notes on the daemon.
@@ -146,7 +165,7 @@ func (s screen) worst(groups []control.GroupStatus, common control.CommonProblem
 	return groups[:listed]
 }
 
-func isHealthy(g control.GroupStatus) bool { return g.State == control.GroupOK && len(g.Problems) == 0 }
+func isHealthy(g control.GroupStatus) bool { return g.Healthy() }
 
 // counts says how many groups are in which state.
 func (s screen) counts(groups []control.GroupStatus) string {

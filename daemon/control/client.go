@@ -53,6 +53,28 @@ func (c *Client) Status(ctx context.Context, groups ...string) (status []GroupSt
 	return status, err
 }
 
+// StatusJSON is Status as the daemon answers it, for who passes it on.
+func (c *Client) StatusJSON(ctx context.Context, groups ...string) (status json.RawMessage, err error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	resp, err := c.send(ctx, http.MethodGet, "/v1/status", url.Values{"group": groups}, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if status, err = io.ReadAll(resp.Body); err != nil {
+		return nil, lost(ctx, err)
+	}
+	return status, nil
+}
+
+// Overview returns all groups, worst first, but leaves the healthy ones out if they
+// are more than healthy.
+func (c *Client) Overview(ctx context.Context, healthy int) (o Overview, err error) {
+	err = c.get(ctx, "/v1/overview", url.Values{"healthy": {strconv.Itoa(healthy)}}, &o)
+	return o, err
+}
+
 // Keys returns a group's generations in ascending order.
 func (c *Client) Keys(ctx context.Context, group string) (keys []Key, err error) {
 	err = c.get(ctx, "/v1/groups/"+url.PathEscape(group)+"/keys", nil, &keys)

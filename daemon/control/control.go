@@ -9,6 +9,7 @@
 // The resources, all under /v1:
 //
 //	GET  /v1/status?group=G…                     []GroupStatus, worst first
+//	GET  /v1/overview?healthy=N                  Overview
 //	GET  /v1/groups/G/keys                       []Key
 //	GET  /v1/timeline?group=G…                   []Timeline, worst first
 //	GET  /v1/plan?group=G…&rotate=1             []Plan, by name
@@ -253,13 +254,20 @@ func Severity(state string) int {
 // SortWorstFirst sorts by severity, then groups with problems first, then by
 // name. A state that it does not know counts as the worst.
 func SortWorstFirst(groups []GroupStatus) {
-	slices.SortFunc(groups, func(a, b GroupStatus) int {
-		return cmp.Or(
-			cmp.Compare(slices.Index(severity, a.State), slices.Index(severity, b.State)),
-			cmp.Compare(min(len(b.Problems), 1), min(len(a.Problems), 1)),
-			cmp.Compare(a.Group, b.Group),
-		)
-	})
+	compare := func(a, b GroupStatus) int {
+		if a.State != b.State {
+			if n := cmp.Compare(slices.Index(severity, a.State), slices.Index(severity, b.State)); n != 0 {
+				return n
+			}
+		}
+		if n := cmp.Compare(min(len(b.Problems), 1), min(len(a.Problems), 1)); n != 0 {
+			return n
+		}
+		return cmp.Compare(a.Group, b.Group)
+	}
+	if !slices.IsSortedFunc(groups, compare) { // they are where all are well: they come by name
+		slices.SortFunc(groups, compare)
+	}
 }
 
 // SortTimelines puts timelines in the order of the groups' severity, then by name.

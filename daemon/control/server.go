@@ -74,6 +74,7 @@ func (s *Server) handler(stop context.Context) http.Handler {
 		mux.Handle(path, s.resource(method, f))
 	}
 	handle(http.MethodGet, "/v1/status", s.status)
+	handle(http.MethodGet, "/v1/overview", s.overview)
 	handle(http.MethodGet, "/v1/groups/{group}/keys", s.keys)
 	handle(http.MethodGet, "/v1/timeline", s.timeline)
 	handle(http.MethodGet, "/v1/plan", s.plan)
@@ -143,6 +144,10 @@ func answer(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
+	if b, ok := v.(rawJSON); ok {
+		_, _ = w.Write(b)
+		return
+	}
 	_ = json.NewEncoder(w).Encode(v)
 }
 
@@ -188,7 +193,24 @@ func (s *Server) status(r *request) (any, error) {
 		return nil, err
 	}
 	SortWorstFirst(groups)
-	return List[GroupStatus](groups), nil
+	return statusJSON(groups), nil
+}
+
+func (s *Server) overview(r *request) (any, error) {
+	q, err := r.query("healthy")
+	if err != nil {
+		return nil, err
+	}
+	most, err := number(q, "healthy")
+	if err != nil {
+		return nil, err
+	}
+	groups, err := s.Backend.Status(r.Context(), nil)
+	if err != nil {
+		return nil, err
+	}
+	SortWorstFirst(groups)
+	return newOverview(groups, most), nil
 }
 
 func (s *Server) keys(r *request) (any, error) {
@@ -216,13 +238,16 @@ func (s *Server) jobs(r *request) (any, error) {
 }
 
 // limit is the query's parameter of that name.
-func limit(q url.Values) (int, error) {
-	if !q.Has("limit") {
+func limit(q url.Values) (int, error) { return number(q, "limit") }
+
+// number is a parameter of the query; 0 where it is not there.
+func number(q url.Values, name string) (int, error) {
+	if !q.Has(name) {
 		return 0, nil
 	}
-	n, err := strconv.Atoi(q.Get("limit"))
+	n, err := strconv.Atoi(q.Get(name))
 	if err != nil || n < 0 {
-		return 0, &Error{Usage, fmt.Sprintf("limit %q is not a number from 0", q.Get("limit"))}
+		return 0, &Error{Usage, fmt.Sprintf("%s %q is not a number from 0", name, q.Get(name))}
 	}
 	return n, nil
 }
