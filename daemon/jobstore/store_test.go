@@ -614,7 +614,7 @@ func mountTmpfs(t *testing.T, size string) (dir string) {
 }
 
 func TestFullDisk(t *testing.T) {
-	dir := mountTmpfs(t, "1m")
+	dir := mountTmpfs(t, "1200k")
 	path := filepath.Join(dir, "byokd.db")
 	ballast := filepath.Join(dir, "ballast")
 	must(t, os.WriteFile(ballast, make([]byte, 250<<10), 0o600))
