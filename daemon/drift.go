@@ -99,7 +99,8 @@ func (d *Daemon) watchDrift(ctx context.Context, p *pulse) {
 			due.set(name, d.groups.nextComparison(name, now))
 		}
 		for name, ok := due.pop(now); ok; name, ok = due.pop(now) {
-			if !d.groups.beginComparison(name, now) {
+			if later, begun := d.groups.beginComparison(name, now); !begun {
+				due.set(name, later)
 				continue
 			}
 			resume := p.rest()
@@ -136,24 +137,19 @@ func (gs *groups) nextComparison(name string, now time.Time) time.Time {
 }
 
 // beginComparison reports whether a group is to be compared now, and marks it as
-// being compared.
-func (gs *groups) beginComparison(name string, now time.Time) bool {
+// being compared; else it returns when it is, as nextComparison does.
+func (gs *groups) beginComparison(name string, now time.Time) (later time.Time, begun bool) {
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
 	g := gs.m[name]
 	if g == nil {
-		return false
+		return time.Time{}, false
 	}
-	due := gs.comparison(g, now)
-	if due.IsZero() {
-		return false
-	}
-	if due.After(now) {
-		gs.toCompare.add(name)
-		return false
+	if later = gs.comparison(g, now); later.IsZero() || later.After(now) {
+		return later, false
 	}
 	g.drift.inWork = true
-	return true
+	return time.Time{}, true
 }
 
 // comparison is nextComparison for who holds gs.mu.

@@ -106,6 +106,7 @@ func TestAuto(t *testing.T) {
 	if len(used) != 3 || len(w.keys()) != 3 {
 		t.Errorf("%d KMS keys, %d in AWS, want 3", len(used), len(w.keys()))
 	}
+	w.until("all events are delivered", func() bool { return len(w.eventDetails("KMS Key Material Rotated")) >= 58 })
 	if moved := w.eventDetails("KMS Alias Moved"); len(moved) != 3 { // the first makes it
 		t.Errorf("%d alias moves", len(moved))
 	}
