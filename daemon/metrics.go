@@ -99,7 +99,6 @@ var (
 	overdueDesc      = prometheus.NewDesc("byokd_overdue_since_timestamp_seconds", "The due time of a rotation that is late by more than overdue_after; no sample where none is.", []string{"group"}, nil)
 	problemDesc      = prometheus.NewDesc("byokd_group_problems", "Problems of a group by code, as in byokctl status.", []string{"group", "code"}, nil)
 	hookWaitingDesc  = prometheus.NewDesc("byokd_hook_events_waiting", "Events that a hook's command is still to be run for.", []string{"hook"}, nil)
-	commitsDesc      = prometheus.NewDesc("byokd_database_commits_total", "Transactions that changed the database, each of which waited for the disk.", nil, nil)
 	buildDesc        = prometheus.NewDesc("byokd_build_info", "1, with byokd's version.", []string{"version", "goversion"}, nil)
 	reloadDesc       = prometheus.NewDesc("byokd_config_last_reload_successful", "1 where the last reading of byokd.toml succeeded.", nil, nil)
 	sessionsDesc     = prometheus.NewDesc("byokd_hsm_sessions_in_use", "PKCS#11 sessions in use.", []string{"hsm"}, nil)
