@@ -559,6 +559,9 @@ func (d *Daemon) acceptAll(ctx context.Context, good, lastGood map[string]*confi
 			}
 		}
 	}
+	if len(written) > 0 {
+		wake(d.jobsWake) // once more, now that they are stored
+	}
 	wake(d.groupsWake)
 	wake(d.expiryWake)
 	wake(d.driftWake)
@@ -798,6 +801,7 @@ func (d *Daemon) planSome(ctx context.Context, names []string) {
 		return nil
 	})
 	if err == nil {
+		wake(d.jobsWake) // once more, now that they are stored
 		return
 	}
 	for _, name := range names {

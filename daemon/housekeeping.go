@@ -62,7 +62,7 @@ func (d *Daemon) upkeep(ctx context.Context, p *pulse) {
 		if d.untaken.Load() {
 			d.takeLeftovers(ctx)
 		}
-		memory.look(d.atRest())
+		memory.look(d.workers.atRest())
 		if now := d.credentialFiles(); !maps.Equal(now, identity) {
 			identity = now
 			d.log.Info("a credential file has changed: what waits for a permission is tried again")
@@ -70,13 +70,6 @@ func (d *Daemon) upkeep(ctx context.Context, p *pulse) {
 			d.permissionsChanged(ctx)
 		}
 	}
-}
-
-// atRest reports whether no job runs.
-func (d *Daemon) atRest() bool {
-	d.runningMu.Lock()
-	defer d.runningMu.Unlock()
-	return len(d.running) == 0
 }
 
 // credentialFiles tells versions of the access key files apart.

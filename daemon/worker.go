@@ -129,6 +129,13 @@ func (w *workers) room(place string, maxJobs int, perSecond float64) bool {
 	return l == nil || l.jobs < placeJobs && l.ahead < min(max(fewestAhead, int(4*perSecond)), mostAhead)
 }
 
+// atRest reports whether no job runs.
+func (w *workers) atRest() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.running == 0
+}
+
 // jobsAt is how many jobs run at a place.
 func (w *workers) jobsAt(place string) int {
 	w.mu.Lock()
