@@ -56,6 +56,11 @@ crash: setup ## each request and call made to fail, and byokd killed at each: hu
 soak: setup ## simulated years with faults, BYOKD_SOAK_MINUTES long (default 60) or BYOKD_SOAK_YEARS
 	BYOKD_SOAK_MINUTES=$(or $(BYOKD_SOAK_MINUTES),60) $(GO) test -timeout 2h -count=1 -v -run TestSoak ./daemon
 
+.PHONY: years
+years: setup ## ten years of a hundred groups without faults, in which nothing grows; a thousand groups that come and go
+	BYOKD_GROUPS=$(or $(BYOKD_GROUPS),100) BYOKD_YEARS=$(or $(BYOKD_YEARS),10) BYOKD_CHURN=1000 \
+		$(GO) test -timeout 3h -count=1 -v -run 'TestTenYears|TestGroupsComeAndGo' ./daemon
+
 .PHONY: sample
 sample: setup ## a sample of crash and soak, minutes, with what they did; ten thousand files
 	BYOKD_SOAK_MINUTES=1 $(GO) test -timeout 10m -count=1 -v -run 'TestKilled|TestCrashMatrix|TestSoak|TestTenThousand' ./daemon/lifecycle ./cmd/byokd ./daemon \

@@ -107,6 +107,7 @@ func (y *years) forward(d time.Duration) {
 	}
 	y.now = y.now.Add(d)
 	y.at(y.now)
+	y.log.shorten(64 << 10)          // it tells each time that the clock was set
 	time.Sleep(2 * time.Millisecond) // what comes late is done in the next step
 	y.until("everything is done", y.rests)
 }
@@ -263,10 +264,11 @@ func resident(t testing.TB) int {
 // should not. Without either it is a sample, with shorter years.
 func TestTenYears(t *testing.T) {
 	groups, periods := int(setting(t, "BYOKD_GROUPS", 0)), int(setting(t, "BYOKD_YEARS", 0))
-	period, retention := 365*24*time.Hour, 400*24*time.Hour
+	const day = 24 * time.Hour
+	period, retention, step := 365*day, 400*day, 5*day
 	switch {
 	case groups == 0 && periods == 0:
-		groups, periods, period, retention = 6, 5, 60*24*time.Hour, 60*24*time.Hour
+		groups, periods, period, retention, step = 6, 5, 60*day, 60*day, day
 	case groups == 0:
 		groups = 100
 	case periods == 0:
@@ -320,9 +322,9 @@ func TestTenYears(t *testing.T) {
 	samples := []sample{y.sample(nil)}
 	for len(samples) <= periods {
 		for end := samples[0].at.Add(time.Duration(len(samples)) * period); y.now.Before(end); {
-			y.forward(24 * time.Hour)
-			if steps++; steps%30 == 0 { // a person changes something
-				define(steps/30%groups, steps)
+			y.forward(step)
+			if steps++; steps%10 == 0 { // a person changes something
+				define(steps/10%groups, steps)
 				select {
 				case w.reload <- struct{}{}:
 				default:
@@ -382,10 +384,10 @@ func TestTenYears(t *testing.T) {
 }
 
 // What a rotation leaves for ever, in bytes: in the database a generation and its
-// audit rows, in memory what was last seen of that generation.
+// audit rows, in memory where its object is on the token.
 const (
 	storedPerRotation = 8 << 10
-	heapPerRotation   = 2 << 10
+	heapPerRotation   = 1 << 10
 )
 
 // tallyOf is a table of samples for people.
