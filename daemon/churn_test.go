@@ -19,7 +19,7 @@ func TestGroupsComeAndGo(t *testing.T) {
 	w := newWorld(t)
 	w.awsElsewhere()
 	w.level = 12 // what is logged of bad files is of no use here
-	w.configure("[metrics]\nlisten = \"" + freeAddress(t) + "\"")
+	w.configure("drift_check = \"0s\" # which adds series when it comes\n[metrics]\nlisten = \"" + freeAddress(t) + "\"")
 	w.start()
 	w.group("stays", "enabled = false", "")
 	w.untilGeneration("stays", 1)
@@ -84,7 +84,7 @@ func TestGroupsComeAndGo(t *testing.T) {
 				fmt.Sprintf("policy_file = \"../%s\"", file))
 			w.write(fmt.Sprintf("groups.d/bad-%d-%d.toml", round, i), "every = 7\n")
 		}
-		w.until("all groups are there", func() bool {
+		w.untilWithin(10*time.Minute, "all groups are there", func() bool {
 			n := states()
 			return n[control.GroupOK] == 1 && n[control.GroupPending] == groups && n[control.GroupInvalid] == groups
 		})
@@ -95,7 +95,7 @@ func TestGroupsComeAndGo(t *testing.T) {
 				}
 			}
 		}
-		w.until("they are gone", func() bool {
+		w.untilWithin(10*time.Minute, "they are gone", func() bool {
 			n := states()
 			return n[control.GroupOK] == 1 && n[control.GroupRemoved] == groups && n[control.GroupInvalid] == 0
 		})

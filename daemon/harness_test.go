@@ -289,7 +289,13 @@ func (w *world) restart() {
 // outcome depends on time.
 func (w *world) until(what string, ok func() bool) {
 	w.t.Helper()
-	for end := time.Now().Add(60 * time.Second); !ok(); {
+	w.untilWithin(60*time.Second, what, ok)
+}
+
+// untilWithin is until for what is much to do.
+func (w *world) untilWithin(limit time.Duration, what string, ok func() bool) {
+	w.t.Helper()
+	for end := time.Now().Add(limit); !ok(); {
 		if time.Now().After(end) {
 			w.t.Fatalf("this did not come about: %s", what)
 		}

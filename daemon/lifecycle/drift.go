@@ -179,6 +179,10 @@ func (c *comparison) alias(ctx context.Context) error {
 	return nil
 }
 
+// dateSlack is how much sooner than byokd reckons a key may be deleted: AWS dates
+// its answers by the second, and they take their time.
+const dateSlack = time.Minute
+
 // key compares one KMS key; g is the current one of its generations.
 func (c *comparison) key(ctx context.Context, g Generation) error {
 	now := c.kms.Now()
@@ -189,6 +193,8 @@ func (c *comparison) key(ctx context.Context, g Generation) error {
 	switch {
 	case errors.Is(err, ErrNotFound) && c.now().Sub(g.CreatedAt) < goneAfter:
 		return nil // KMS shows a new key late
+	case errors.Is(err, ErrNotFound) && !g.DeletionDate.IsZero() && c.kms.Now().After(g.DeletionDate.Add(-dateSlack)):
+		return nil // gone in this very moment
 	case errors.Is(err, ErrNotFound):
 		c.differ(g, DriftGone, "", "", false, "KMS key %s of generation %d does not exist any more: what was encrypted under it is lost; byokctl rotate %s makes another", g.KeyID, g.Number, c.job.Group)
 		return nil
