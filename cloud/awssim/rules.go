@@ -185,7 +185,7 @@ func (tr *inputTransformer) apply(r *rule, e Event, object map[string]any) strin
 		copyTo(at[0])
 		from = at[1]
 		name := template[at[2]:at[3]]
-		value := any(absent{})
+		var value any
 		if variable := predefined[name]; variable != nil {
 			value = variable(r, e, object)
 		} else {
