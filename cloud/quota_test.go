@@ -199,7 +199,10 @@ func TestQuotaShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		// AWS's bucket, in its strictest reading: it never holds more than one.
 		left, at := 1.0, time.Now()
+		var mu sync.Mutex
 		charge := func() bool {
+			mu.Lock()
+			defer mu.Unlock()
 			now := time.Now()
 			left, at = min(1, left+now.Sub(at).Seconds()), now
 			if left < 1 {
@@ -230,19 +233,19 @@ func TestQuotaShared(t *testing.T) {
 		}
 
 		ctx, leave := context.WithCancel(t.Context())
-		other := 0
+		var other atomic.Int64
 		var group sync.WaitGroup
 		group.Go(func() {
 			for ctx.Err() == nil {
 				for !charge() {
 					time.Sleep(7 * time.Millisecond) // it insists
 				}
-				other++
+				other.Add(1)
 				time.Sleep(2 * time.Second)
 			}
 		})
 		sent, throttled := work(30 * time.Minute)
-		t.Logf("shared for half an hour: %d sent, %d of them throttled; the other one got %d", sent, throttled, other)
+		t.Logf("shared for half an hour: %d sent, %d of them throttled; the other one got %d", sent, throttled, other.Load())
 		if got := sent - throttled; got < 600 || throttled > 60 {
 			t.Errorf("shared: %d sent, %d throttled", sent, throttled)
 		}

@@ -186,6 +186,8 @@ var otherCommands = map[string]struct{ file, words string }{
 	"promtool test rules prometheus.test.yml":               {"daemon/alerts_test.go", `"test", "rules"`},
 	"make bench BENCH=Rotations":                            {"Makefile", "\nbench:"},
 	"make bench BENCH=Quota":                                {"Makefile", "\nbench:"},
+	"make bench BENCH=Scale":                                {"Makefile", "\nbench:"},
+	"make years":                                            {"Makefile", "\nyears:"},
 	"make bench BENCH=Script":                               {"Makefile", "\nbench:"},
 	"go tool pprof FILE":                                    {"", "looks at a profile that a person has taken"},
 	"make boot":                                             {".ci/run", " boot "},
