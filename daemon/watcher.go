@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -400,32 +402,51 @@ func (w *watcher) scan(now time.Time) (found int) {
 	dir, err := os.Open(w.dir)
 	var names []string
 	if err == nil {
+		defer dir.Close()
 		names, err = dir.Readdirnames(-1)
-		dir.Close()
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		w.log.Warn("the directory cannot be read", "err", err)
 		return found
 	}
-	there := make(map[string]bool, len(names))
+	// Nearly always nothing has changed: of many files that must cost next to nothing.
+	names = slices.DeleteFunc(names, func(name string) bool { return !w.keep(name) })
+	others := len(w.known) // that have been told of, and are not seen below
+	changed := len(w.pending) > 0
 	for _, name := range names {
-		if w.keep(name) {
-			there[name] = true
+		if w.same(dir, name) {
+			others--
+		} else {
+			changed = true
 			look(name)
 		}
 	}
 	for name := range w.followed {
-		there[name] = true
+		if _, ok := w.known[name]; ok {
+			others--
+		}
 		look(name)
 	}
-	for name := range w.known {
-		if !there[name] {
-			look(name)
-		}
+	if _, ok := w.known[watcherItself]; ok {
+		others--
 	}
-	for name := range w.pending {
-		if !there[name] {
-			look(name)
+	if changed || others > 0 {
+		there := maps.Clone(w.followed)
+		if there == nil {
+			there = make(map[string]bool)
+		}
+		for _, name := range names {
+			there[name] = true
+		}
+		for name := range w.known {
+			if !there[name] {
+				look(name)
+			}
+		}
+		for name := range w.pending {
+			if !there[name] {
+				look(name)
+			}
 		}
 	}
 	if w.troubled && !w.failed && w.notify != nil && w.at.found {
@@ -498,6 +519,18 @@ func (w *watcher) path(name string) string {
 		return name
 	}
 	return filepath.Join(w.dir, name)
+}
+
+// same reports whether a file of the directory, no link, is as it was told. Where it
+// cannot tell, it is not.
+func (w *watcher) same(dir *os.File, name string) bool {
+	var stat unix.Stat_t
+	const plain = unix.S_IFREG | 0o777
+	if err := unix.Fstatat(int(dir.Fd()), name, &stat, unix.AT_SYMLINK_NOFOLLOW); err != nil || stat.Mode&unix.S_IFMT != unix.S_IFREG || stat.Mode&^plain != 0 {
+		return false
+	}
+	return w.pending[name] == nil && w.known[name] == watcherPrint{found: true, size: stat.Size, mode: stat.Mode & 0o777,
+		modified: stat.Mtim.Nano(), change: stat.Ctim.Nano(), device: uint64(stat.Dev), inode: stat.Ino, owner: stat.Uid}
 }
 
 // print looks at a file, and at what it links to. Where that cannot be looked
