@@ -8,7 +8,7 @@ import (
 const (
 	// muchMemory is how many bytes that are not in use are worth a collection to give
 	// them back.
-	muchMemory = 12 << 20
+	muchMemory = 6 << 20
 
 	// restLooks is for how many looks they must have been there, and byokd at rest.
 	restLooks = 3

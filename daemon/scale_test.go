@@ -28,7 +28,7 @@ type many struct {
 	now atomic.Int64
 }
 
-func newMany(t *testing.T, groups int) *many {
+func newMany(t testing.TB, groups int) *many {
 	m := &many{torturer: newTorturer(t, 1)}
 	m.now.Store(time.Now().UnixNano())
 	b, err := os.ReadFile(m.path("byokd.toml"))
@@ -67,7 +67,7 @@ func newMany(t *testing.T, groups int) *many {
 	return m
 }
 
-func replaced(t *testing.T, s string, pairs ...string) string {
+func replaced(t testing.TB, s string, pairs ...string) string {
 	for i := 0; i < len(pairs); i += 2 {
 		before, after, ok := cutOnce(s, pairs[i])
 		if !ok {

@@ -29,7 +29,7 @@ import (
 // on disk. The daemon is not designated: its groups never get keys, so that what is
 // loaded depends on nothing but the files.
 type torturer struct {
-	t       *testing.T
+	t       testing.TB
 	random  *rand.Rand
 	root    string
 	d       *Daemon
@@ -50,7 +50,7 @@ type halfWritten struct {
 	rest []byte
 }
 
-func newTorturer(t *testing.T, seed uint64) *torturer {
+func newTorturer(t testing.TB, seed uint64) *torturer {
 	root, err := filepath.EvalSymlinks(t.TempDir())
 	watcherDo(t, err)
 	tt := &torturer{t: t, random: rand.New(rand.NewPCG(seed, 1)), root: root, log: new(watcherLog),

@@ -174,7 +174,7 @@ func watcherWrite(t *testing.T, path, content string) {
 }
 
 // watcherDo fails the test if one of several steps failed.
-func watcherDo(t *testing.T, errs ...error) {
+func watcherDo(t testing.TB, errs ...error) {
 	t.Helper()
 	for _, err := range errs {
 		if err != nil {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"byokd/config"
+	"byokd/daemon/control"
 	"byokd/daemon/jobstore/storetest"
 )
 
@@ -172,33 +173,75 @@ func (m *machine) quiet(more string) {
 	m.write("byokd.toml", more+strings.Replace(string(b), `level = "debug"`, `level = "info"`, 1))
 }
 
-// BenchmarkScale: the real byokd with 10,000 groups and 1,000,000 finished jobs,
-// without comparisons with AWS, whose requests cost what AWS's SDK costs.
+// changed changes a group's file and returns how long it took, beyond the settle
+// time, until its job was in the database and could be seen.
+func (m *machine) changed(group string, settle time.Duration) time.Duration {
+	m.t.Helper()
+	client := control.NewClient(m.path("run/control.sock"))
+	defer client.Close()
+	newest := func() string {
+		jobs, err := client.Jobs(m.t.Context(), control.JobFilter{Group: group, Limit: 1})
+		if err != nil || len(jobs) != 1 {
+			m.t.Fatalf("the newest job of %s: %v, %v", group, jobs, err)
+		}
+		return jobs[0].ID
+	}
+	path := m.path("groups.d/" + group + ".toml")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	before := newest()
+	if err := os.WriteFile(path, []byte(strings.Replace(string(text), "[aws]\n", "[aws]\ndescription = \"changed\"\n", 1)), 0o600); err != nil {
+		m.t.Fatal(err)
+	}
+	for begun := time.Now(); ; time.Sleep(time.Millisecond) {
+		if newest() != before {
+			return time.Since(begun) - settle
+		}
+		if time.Since(begun) > time.Minute {
+			m.t.Fatalf("a change of %s makes no job", path)
+		}
+	}
+}
+
+// BenchmarkScale: the real byokd with more and more groups that have a hundred
+// finished jobs each, without comparisons with AWS, whose requests cost what AWS's SDK
+// costs. docs/performance/plot.awk draws what it prints.
 func BenchmarkScale(b *testing.B) {
-	const groups = 10000
 	empty := newMachine(b)
 	empty.quiet("drift_check = \"0s\"\n")
 	empty.startReady()
 	empty.atRest()
 	base := empty.rss()
 	empty.stop(syscall.SIGTERM)
+	fmt.Printf("bench: an empty daemon: %d MiB resident\n", base>>20)
 
-	m := newMachine(b)
-	m.quiet("drift_check = \"0s\"\n")
-	m.large(groups, jobsOfGroup)
-	size := fmt.Sprintf("%d groups, %d jobs", groups, groups*jobsOfGroup)
-	ready := m.startReady()
-	fmt.Printf("bench: %s: start to READY %.2f s (to reach: 2 s)\n", size, ready.Seconds())
-	m.atRest()
-	time.Sleep(time.Minute) // until spare memory is given back
-	const idle = 2 * time.Minute
-	before := m.cpu()
-	time.Sleep(idle)
-	fmt.Printf("bench: %s, idle, drift_check off: %.3f %% of a core (to reach: 0.1 %%), %.1f MiB above an empty daemon's %d MiB (to reach: 64 MiB)\n",
-		size, float64(m.cpu()-before)/float64(idle)*100, float64(m.rss()-base)/(1<<20), base>>20)
-	for _, args := range [][]string{{"status"}, {"status", "--json"}, {"status", groupName(groups / 2)}, {"jobs"}, {"jobs", "--group", groupName(groups / 2)}, {"jobs", "--state", "open"}} {
-		took, _ := m.timed(args...)
-		fmt.Printf("bench: %s: byokctl %s %d ms (to reach: 100 ms)\n", size, strings.Join(args, " "), took.Milliseconds())
+	for _, groups := range []int{10, 100, 1000, 10000} {
+		m := newMachine(b)
+		m.quiet("drift_check = \"0s\"\n")
+		m.large(groups, jobsOfGroup)
+		show := func(what string, value float64, unit, reach string) {
+			fmt.Printf("bench: growth: %s: %d groups, %d jobs: %.4g %s (to reach with 10000: %s)\n", what, groups, groups*jobsOfGroup, value, unit, reach)
+		}
+		millis := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+		show("start to READY", m.startReady().Seconds(), "s", "2 s")
+		m.atRest()
+		time.Sleep(45 * time.Second) // until spare memory is given back
+		const idle = time.Minute
+		before := m.cpu()
+		time.Sleep(idle)
+		show("processor when idle", float64(m.cpu()-before)/float64(idle)*100, "% of a core", "0.1 %")
+		show("memory above an empty daemon", float64(m.rss()-base)/(1<<20), "MiB", "64 MiB")
+		for _, args := range [][]string{{"status"}, {"status", "--json"}, {"status", groupName(groups / 2)}, {"jobs"}, {"jobs", "--group", groupName(groups / 2)}, {"jobs", "--state", "open"}} {
+			took, _ := m.timed(args...)
+			show("byokctl "+strings.Replace(strings.Join(args, " "), groupName(groups/2), "GROUP", 1), millis(took), "ms", "100 ms")
+		}
+		best := time.Hour
+		for i := range 5 {
+			best = min(best, m.changed(groupName(i), 50*time.Millisecond))
+		}
+		show("changed file to job", millis(best), "ms", "100 ms")
+		m.stop(syscall.SIGTERM)
 	}
-	m.stop(syscall.SIGTERM)
 }
