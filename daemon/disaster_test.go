@@ -770,8 +770,9 @@ func TestRegionChangedUnderTheFirstRotation(t *testing.T) {
 	if keys := w.sim.Keys(testAccount, other); len(keys) != 1 || w.sim.Alias(testAccount, other, "alias/payments") != keys[0].ID {
 		t.Errorf("KMS keys in the new Region: %+v", keys)
 	}
-	if s := w.status("payments"); s.State != control.GroupOK || len(w.jobs("payments")) != 1 {
-		t.Errorf("%+v; jobs %+v", s, w.jobs("payments"))
+	w.until("all is well", func() bool { return w.status("payments").State == control.GroupOK })
+	if jobs := w.jobs("payments"); len(jobs) != 1 {
+		t.Errorf("jobs %+v", jobs)
 	}
 	w.halt()
 	if objects := w.objects(); !maps.Equal(objects, map[string]int{"payments": 1}) {
