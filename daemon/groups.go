@@ -923,6 +923,7 @@ func (gs *groups) forget(name string) {
 	delete(gs.m, name)
 	delete(gs.gone, name)
 	gs.sorted = nil
+	gs.toShow.add(name) // what is told of all is another without it
 }
 
 // refuse records why a file is not taken. The last good definition, if there is

@@ -84,6 +84,10 @@ func TestNotifications(t *testing.T) {
 	reload()
 	m.write("groups.d/bad.toml", "[rotation]\nevery = 90\n")
 	status("bad: " + m.path("groups.d/bad.toml") + ":")
+	if err := os.Remove(m.path("groups.d/bad.toml")); err != nil {
+		t.Fatal(err)
+	}
+	m.until("STATUS says no more of it", func() bool { return !strings.Contains(next("STATUS"), "bad") })
 
 	if err := os.Rename(m.path("groups.d"), m.path("elsewhere")); err != nil {
 		t.Fatal(err)
