@@ -2,5 +2,7 @@
 
 package daemon
 
-// manyFiles is how many files TestTenThousandFilesAtOnce drops.
-const manyFiles = 10000
+const (
+	manyFiles     = 10000 // that TestTenThousandFilesAtOnce drops
+	tortureRounds = 8     // of TestTorture
+)

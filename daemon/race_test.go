@@ -2,6 +2,9 @@
 
 package daemon
 
-// manyFiles is how many files TestTenThousandFilesAtOnce drops: the race detector
-// makes each of them several times as dear. `make sample` runs it without.
-const manyFiles = 1000
+// The race detector makes everything several times as dear: `make sample` runs these
+// two without it.
+const (
+	manyFiles     = 1000 // that TestTenThousandFilesAtOnce drops
+	tortureRounds = 4    // of TestTorture: each way once
+)

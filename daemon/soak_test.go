@@ -366,7 +366,7 @@ func TestSoak(t *testing.T) {
 	minutes := setting(t, "BYOKD_SOAK_MINUTES", 0)
 	switch {
 	case minutes == 0 && years == 0:
-		minutes = 0.4
+		minutes = 0.2
 	case minutes == 0:
 		minutes = 60
 	}

@@ -426,7 +426,7 @@ func (tt *torturer) untilSame(when string) {
 // on disk. In some rounds byokd is down meanwhile, or has no inotify, or loses its
 // events.
 func TestTorture(t *testing.T) {
-	const rounds, steps = 8, 800
+	const rounds, steps = tortureRounds, 800
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	tt := newTorturer(t, seed)
