@@ -227,8 +227,8 @@ func BenchmarkScale(b *testing.B) {
 		millis := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 		show("start to READY", m.startReady().Seconds(), "s", "2 s")
 		m.atRest()
-		time.Sleep(45 * time.Second) // until spare memory is given back
-		const idle = time.Minute
+		time.Sleep(40 * time.Second) // until spare memory is given back
+		const idle = 40 * time.Second
 		before := m.cpu()
 		time.Sleep(idle)
 		show("processor when idle", float64(m.cpu()-before)/float64(idle)*100, "% of a core", "0.1 %")
