@@ -88,7 +88,7 @@ func (d *Daemon) watchDrift(ctx context.Context, p *pulse) {
 	defer running.Wait()
 	defer p.end()
 	places := make(chan struct{}, comparisons)
-	due, every := newDueList(), time.Duration(0)
+	due, every := new(dueList), time.Duration(0)
 	for {
 		now := d.Now()
 		if e := time.Duration(d.cfg.Load().DriftCheck); e != every {

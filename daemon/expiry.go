@@ -124,7 +124,7 @@ func (d *Daemon) renewal(g group, generations []lifecycle.Generation, next time.
 // says, until ctx ends. A group is looked at when something of it has changed, and
 // when time has come.
 func (d *Daemon) watchExpiry(ctx context.Context, p *pulse) {
-	due := newDueList()
+	due := new(dueList)
 	for {
 		if err := d.expire(ctx, due); err != nil && ctx.Err() == nil {
 			d.storeFailed("look at what expires", err)

@@ -154,7 +154,7 @@ func TestCostsDoNotGrow(t *testing.T) {
 			return func() { m.d.tidy(t.Context()) }
 		}, func(c costs) bool { return c.commits == 0 && c.queries < 5 }},
 		{"a look at what expires, at rest", func(m *many) func() {
-			due := newDueList()
+			due := new(dueList)
 			return func() { watcherDo(t, m.d.expire(t.Context(), due)) }
 		}, func(c costs) bool { return c.commits == 0 && c.queries == 0 }},
 		{"a look for groups that are to be looked for, at rest", func(m *many) func() {

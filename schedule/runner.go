@@ -1,7 +1,6 @@
 package schedule
 
 import (
-	"container/heap"
 	"context"
 	"sync"
 	"time"
@@ -31,8 +30,7 @@ type Runner struct {
 	Idle func() (resume func())
 
 	mu      sync.Mutex
-	waiting dueHeap
-	byGroup map[string]*entry
+	waiting Due[Tick]
 }
 
 // NewRunner returns a Runner that reads the time from now and calls fire, in
@@ -40,10 +38,9 @@ type Runner struct {
 // once that have become due since it was last called, the earliest first.
 func NewRunner(now func() time.Time, fire func([]Tick)) *Runner {
 	return &Runner{
-		now:     now,
-		fire:    fire,
-		wake:    make(chan struct{}, 1),
-		byGroup: make(map[string]*entry),
+		now:  now,
+		fire: fire,
+		wake: make(chan struct{}, 1),
 	}
 }
 
@@ -58,16 +55,7 @@ func (r *Runner) Set(group string, tick, at time.Time, missed int) {
 	}
 	at = at.Round(0) // without its monotonic reading, which a set clock does not move
 	r.mu.Lock()
-	e := r.byGroup[group]
-	if e != nil {
-		e.tick, e.at, e.missed = tick, at, missed
-		heap.Fix(&r.waiting, e.index)
-	} else {
-		e = &entry{group: group, tick: tick, at: at, missed: missed}
-		r.byGroup[group] = e
-		heap.Push(&r.waiting, e)
-	}
-	first := e.index == 0
+	first := r.waiting.Set(group, at, Tick{Group: group, At: tick, Missed: missed})
 	r.mu.Unlock()
 	if first {
 		r.Wake()
@@ -79,10 +67,7 @@ func (r *Runner) Set(group string, tick, at time.Time, missed int) {
 func (r *Runner) Remove(group string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if e := r.byGroup[group]; e != nil {
-		heap.Remove(&r.waiting, e.index)
-		delete(r.byGroup, group)
-	}
+	r.waiting.Remove(group)
 }
 
 // Wake makes Run look at the clock now, for one that was moved by hand.
@@ -97,10 +82,7 @@ func (r *Runner) Wake() {
 func (r *Runner) Next() (group string, at time.Time, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.waiting) == 0 {
-		return "", time.Time{}, false
-	}
-	return r.waiting[0].group, r.waiting[0].at, true
+	return r.waiting.First()
 }
 
 // Run fires ticks until ctx is done. It is called once.
@@ -133,53 +115,15 @@ func (r *Runner) pop() (ticks []Tick, wait time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.now()
-	for len(r.waiting) > 0 {
-		e := r.waiting[0]
-		if wait := e.at.Sub(now); wait > 0 {
-			return ticks, min(wait, maxSleep)
+	for {
+		_, tick, ok := r.waiting.Pop(now)
+		if !ok {
+			break
 		}
-		heap.Pop(&r.waiting)
-		delete(r.byGroup, e.group)
-		ticks = append(ticks, Tick{Group: e.group, At: e.tick, Missed: e.missed})
+		ticks = append(ticks, tick)
+	}
+	if _, at, ok := r.waiting.First(); ok {
+		return ticks, min(at.Sub(now), maxSleep)
 	}
 	return ticks, maxSleep
-}
-
-type entry struct {
-	group    string
-	tick, at time.Time
-	missed   int
-	index    int // in the heap
-}
-
-// dueHeap implements heap.Interface, the earliest time first; groups due at
-// the same time come in the order of their names.
-type dueHeap []*entry
-
-func (h dueHeap) Len() int { return len(h) }
-
-func (h dueHeap) Less(i, j int) bool {
-	if !h[i].at.Equal(h[j].at) {
-		return h[i].at.Before(h[j].at)
-	}
-	return h[i].group < h[j].group
-}
-
-func (h dueHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].index, h[j].index = i, j
-}
-
-func (h *dueHeap) Push(x any) {
-	e := x.(*entry)
-	e.index = len(*h)
-	*h = append(*h, e)
-}
-
-func (h *dueHeap) Pop() any {
-	last := len(*h) - 1
-	e := (*h)[last]
-	(*h)[last] = nil
-	*h = (*h)[:last]
-	return e
 }
