@@ -207,12 +207,28 @@ func (s *session) middleware(service string, id *identity) []func(*smithymiddlew
 	}}
 }
 
-// watch notes where a request goes and whether it got a connection.
+// A plainBody is the body of a request without WriteTo, which on the SDK's wrapper
+// of a body fails with EOF once it is closed. The SDK closes it when an answer has
+// come, net/http looks once more for its end then if the answer was quick, takes
+// that for a failed request, and closes the connection in the middle of the answer.
+type plainBody struct{ io.ReadSeeker }
+
+// watch notes where a request goes and whether it got a connection, and gives it a
+// plainBody.
 func watch(ctx context.Context, in smithymiddleware.FinalizeInput, next smithymiddleware.FinalizeHandler) (
 	smithymiddleware.FinalizeOutput, smithymiddleware.Metadata, error,
 ) {
 	p, _ := ctx.Value(probeContextKey{}).(*probe)
 	req, ok := in.Request.(*smithyhttp.Request)
+	if ok {
+		if body, ok := req.GetStream().(io.ReadSeeker); ok {
+			var err error
+			if req, err = req.SetStream(plainBody{body}); err != nil {
+				return smithymiddleware.FinalizeOutput{}, smithymiddleware.Metadata{}, err
+			}
+			in.Request = req
+		}
+	}
 	if p != nil && ok {
 		p.endpoint = req.URL.Scheme + "://" + req.URL.Host
 		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{

@@ -3,6 +3,7 @@ package cloud
 import (
 	"context"
 	"log/slog"
+	"net"
 	"time"
 )
 
@@ -32,3 +33,14 @@ const (
 
 // ListLimit is the bound of FindKeys without the tagging API.
 const ListLimit = listLimit
+
+// Dial has all connections made by dial.
+func (c *Cloud) Dial(dial func(ctx context.Context, network, address string) (net.Conn, error)) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t, err := c.openTransport()
+	if err == nil {
+		t.DialContext = dial
+	}
+	return err
+}
