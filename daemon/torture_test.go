@@ -481,7 +481,9 @@ func TestTorture(t *testing.T) {
 	}
 	t.Logf("%d operations: %v", rounds*steps, tt.ops)
 	log := tt.log.String()
-	for _, said := range []string{"falls back to rescanning", "file events were lost", unheard} {
+	// Not that events were lost, which TestWatcherLosesEvents has: a step that swaps the
+	// directory has the watcher begin anew before it hears of that.
+	for _, said := range []string{"falls back to rescanning", unheard} {
 		if !strings.Contains(log, said) {
 			t.Errorf("the log does not say %q", said)
 		}

@@ -101,7 +101,7 @@ type watcherPrint struct {
 	mode, owner      uint32
 	modified, change int64 // nanoseconds; change notices what a restored mtime hides
 	link             uint64
-	dirs             uint64 // the modes of the directories that a link, or a file elsewhere, lies in
+	dirs             uint64 // of the directories that a link, or a file elsewhere, lies in; see dirPrint
 }
 
 type watcherPending struct {
@@ -270,7 +270,7 @@ func (w *watcher) heard(e fsnotify.Event, now time.Time) {
 	switch {
 	case e.Name == w.at.path:
 		if w.itself {
-			w.check(watcherItself, false, now)
+			w.check(watcherItself, e.Has(fsnotify.Chmod), now)
 		}
 	case filepath.Dir(e.Name) == w.at.path:
 		if name := filepath.Base(e.Name); w.keep(name) {
@@ -533,6 +533,21 @@ func (w *watcher) same(dir *os.File, name string) bool {
 		modified: stat.Mtim.Nano(), change: stat.Ctim.Nano(), device: uint64(stat.Dev), inode: stat.Ino, owner: stat.Uid}
 }
 
+// primeOfPrints keeps apart what two directories say.
+const primeOfPrints = 1_000_003
+
+// dirPrint is what of a directory decides whether its files are read: its mode.
+// Without events, one that was given and taken back between two looks must show as
+// well, for somebody may have read a file meanwhile; there any change of the
+// directory counts.
+func (w *watcher) dirPrint(info fs.FileInfo) uint64 {
+	print := uint64(info.Mode())
+	if stat, ok := info.Sys().(*syscall.Stat_t); ok && w.notify == nil {
+		print += primeOfPrints * uint64(stat.Ctim.Nano())
+	}
+	return print
+}
+
 // print looks at a file, and at what it links to. Where that cannot be looked
 // at, the link stands for itself.
 func (w *watcher) print(name string) watcherPrint {
@@ -542,8 +557,7 @@ func (w *watcher) print(name string) watcherPrint {
 		if err != nil {
 			return watcherPrint{found: !errors.Is(err, fs.ErrNotExist)}
 		}
-		// Only what decides whether its files are read: it changes with each of them.
-		print := watcherPrint{found: true, mode: uint32(info.Mode())}
+		print := watcherPrint{found: true, dirs: w.dirPrint(info)}
 		if stat, ok := info.Sys().(*syscall.Stat_t); ok {
 			print.owner = stat.Uid
 		}
@@ -556,7 +570,7 @@ func (w *watcher) print(name string) watcherPrint {
 		place := w.resolve(name, path)
 		for _, dir := range []string{filepath.Dir(path), filepath.Dir(place.path)} {
 			if info, err := os.Stat(dir); err == nil {
-				print.dirs = print.dirs<<32 | uint64(uint32(info.Mode()))
+				print.dirs = print.dirs*primeOfPrints + w.dirPrint(info)
 			}
 		}
 	} else {

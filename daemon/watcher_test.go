@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 // A watcherModel does with what a watcher delivers what the daemon does: it
@@ -37,6 +39,7 @@ type watcherModel struct {
 
 	keeps atomic.Int64                  // calls of the filter
 	gate  atomic.Pointer[chan struct{}] // deliver waits for it to be closed
+	waits atomic.Pointer[chan struct{}] // and says there that it waits
 }
 
 func watcherKeep(name string) bool {
@@ -65,6 +68,9 @@ func (m *watcherModel) start() {
 
 func (m *watcherModel) deliver(names []string) {
 	if gate := m.gate.Load(); gate != nil {
+		if waits := m.waits.Load(); waits != nil {
+			*waits <- struct{}{}
+		}
 		<-*gate
 	}
 	m.mu.Lock()
@@ -600,6 +606,61 @@ func TestWatcherForget(t *testing.T) {
 	wg.Wait()
 	if tries != 3 {
 		t.Errorf("told %d times, want 3", tries)
+	}
+}
+
+// More events than the kernel keeps are lost: that is said, and what they were
+// about is found.
+func TestWatcherLosesEvents(t *testing.T) {
+	limit, err := os.ReadFile("/proc/sys/fs/inotify/max_queued_events")
+	watcherDo(t, err)
+	most, err := strconv.Atoi(strings.TrimSpace(string(limit)))
+	watcherDo(t, err)
+	dir := t.TempDir()
+	m := newWatcherModel(t, dir, watcherSettle)
+	m.start()
+	gate, waits := make(chan struct{}), make(chan struct{}, 1)
+	m.gate.Store(&gate)
+	m.waits.Store(&waits)
+	watcherWrite(t, filepath.Join(dir, "first"), "")
+	<-waits                // from now on nobody listens
+	const taken = 64 << 10 // that may have been read from the kernel already
+	noise := [2]string{filepath.Join(dir, "noise0"), filepath.Join(dir, "noise1")}
+	for i := range most + taken/unix.SizeofInotifyEvent {
+		// Not the same file twice, which would be one event.
+		watcherWrite(t, noise[i%2], "x")
+	}
+	watcherWrite(t, filepath.Join(dir, "unheard"), "x")
+	m.gate.Store(nil)
+	close(gate)
+	m.untilSame()
+	if log := m.log.String(); !strings.Contains(log, "file events were lost") {
+		t.Errorf("log:\n%s", log)
+	}
+}
+
+// Who reads a file while its directory may be written to by others refuses it: when
+// that was taken back, the directory is told of, though between two looks it seems
+// as it was.
+func TestWatcherPermissionsThereAndBack(t *testing.T) {
+	for _, deaf := range []bool{false, true} {
+		t.Run(fmt.Sprintf("without inotify=%v", deaf), func(t *testing.T) {
+			dir := t.TempDir()
+			m := newWatcherModel(t, dir, watcherSettle)
+			m.w.itself = true
+			if deaf {
+				m.w.rescan = 2 * watcherSettle
+				m.w.open = func() (*fsnotify.Watcher, error) { return nil, os.NewSyscallError("inotify_init1", syscall.EMFILE) }
+			}
+			m.start()
+			for range 10 {
+				m.mu.Lock()
+				before := m.count[watcherItself]
+				m.mu.Unlock()
+				watcherDo(t, os.Chmod(dir, 0o777), os.Chmod(dir, 0o755))
+				m.until("the directory is told again", func() bool { return m.count[watcherItself] > before })
+			}
+		})
 	}
 }
 
