@@ -225,8 +225,12 @@ func TestStoredTogether(t *testing.T) {
 	}
 	before := m.costs()
 	m.d.fire(ticks)
-	if n := m.costs().commits - before.commits; n != commits {
+	after := m.costs()
+	if n := after.commits - before.commits; n != commits {
 		t.Errorf("%d ticks took %d commits, want %d", manyGroups, n, commits)
+	}
+	if n := after.queries - before.queries; n > 2*commits { // of the keys, before and after
+		t.Errorf("%d ticks took %d queries, want at most %d", manyGroups, n, 2*commits)
 	}
 	open, err := m.d.store.OpenJobs(t.Context())
 	if watcherDo(t, err); len(open) != manyGroups {
@@ -244,7 +248,7 @@ func TestStoredTogether(t *testing.T) {
 	time.Sleep(5 * time.Millisecond)
 	before = m.costs()
 	m.d.load(t.Context(), triggerSighup)
-	after := m.costs()
+	after = m.costs()
 	if n := after.commits - before.commits; n != commits {
 		t.Errorf("%d new groups took %d commits, want %d", manyGroups, n, commits)
 	}

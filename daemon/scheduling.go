@@ -51,12 +51,24 @@ func parsedSchedule(spec, timezone string) (schedule.Schedule, error) {
 
 // next is a group's next tick.
 func (d *Daemon) next(g group) (tick, at time.Time, missed int) {
-	read, err := d.groups.keysOf(context.Background(), g.name)
-	if err != nil {
-		// Without them a group would look overdue.
-		d.storeFailed("read the generations", err)
+	read, ok := d.keysToPlan(g.name)
+	if !ok {
 		return
 	}
+	return d.nextWith(g, read)
+}
+
+// keysToPlan reads the keys of groups, without which they would look overdue.
+func (d *Daemon) keysToPlan(names ...string) (map[string]*keys, bool) {
+	read, err := d.groups.keysOf(context.Background(), names...)
+	if err != nil {
+		d.storeFailed("read the generations", err)
+	}
+	return read, err == nil
+}
+
+// nextWith is the next tick of a group whose keys have been read.
+func (d *Daemon) nextWith(g group, read map[string]*keys) (tick, at time.Time, missed int) {
 	k := read[g.name]
 	if k == nil {
 		k = new(keys) // renamed or gone in between
@@ -104,6 +116,16 @@ func (d *Daemon) fireSome(ticks []schedule.Tick) {
 	d.loading.Lock()
 	defer d.loading.Unlock()
 	d.pulses.goesOn()
+	again := func(ticks []schedule.Tick) {
+		for _, t := range ticks {
+			d.runner.Set(t.Group, t.At, d.Now().Add(tickRetry), t.Missed)
+		}
+	}
+	read, ok := d.keysToPlan(groupsOf(ticks)...)
+	if !ok {
+		again(ticks)
+		return
+	}
 	var due []schedule.Tick
 	var asks []ask
 	for _, t := range ticks {
@@ -113,7 +135,7 @@ func (d *Daemon) fireSome(ticks []schedule.Tick) {
 		}
 		// What is due may have changed since the tick was planned; a clock that was
 		// set ahead makes one rotation of the ticks that it passed.
-		tick, at, missed := d.next(g)
+		tick, at, missed := d.nextWith(g, read)
 		if tick.IsZero() || at.After(d.Now()) {
 			d.runner.Set(t.Group, tick, at, missed)
 			continue
@@ -127,12 +149,15 @@ func (d *Daemon) fireSome(ticks []schedule.Tick) {
 		due = append(due, t)
 		asks = append(asks, ask{kind: lifecycle.Rotate, group: g.def, trigger: trigger, key: tickKey(t.At), tick: t.At})
 	}
+	if len(due) == 0 {
+		return
+	}
 	made, err := d.enqueueMany(context.Background(), asks)
+	if err != nil {
+		again(due)
+		return
+	}
 	for i, t := range due {
-		if err != nil {
-			d.runner.Set(t.Group, t.At, d.Now().Add(tickRetry), t.Missed)
-			continue
-		}
 		if made[i].Joined {
 			d.log.Info("tick joins the rotation that is open", "group", t.Group)
 		}
@@ -141,8 +166,25 @@ func (d *Daemon) fireSome(ticks []schedule.Tick) {
 				g.row.LastTick = t.At
 			}
 		})
-		d.plan(t.Group)
 	}
+	if read, ok = d.keysToPlan(groupsOf(due)...); !ok {
+		again(due)
+		return
+	}
+	for _, t := range due {
+		if g, ok := d.groups.get(t.Group); ok {
+			tick, at, missed := d.nextWith(g, read)
+			d.runner.Set(t.Group, tick, at, missed)
+		}
+	}
+}
+
+func groupsOf(ticks []schedule.Tick) []string {
+	names := make([]string, len(ticks))
+	for i, t := range ticks {
+		names[i] = t.Group
+	}
+	return names
 }
 
 // tickKey is the unique key of a tick's job.
