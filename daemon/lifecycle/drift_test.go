@@ -3,6 +3,7 @@ package lifecycle_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -37,6 +38,15 @@ func words(found []lifecycle.Difference) []string {
 		list = append(list, w)
 	}
 	return list
+}
+
+// goneAt has the KMS key of a generation gone, whose deletion byokd had scheduled for
+// a time from now on, by this machine's clock.
+func (w *world) goneAt(number int, in time.Duration) {
+	all := w.journal.generations["payments"]
+	i := slices.IndexFunc(all, func(g lifecycle.Generation) bool { return g.Number == number })
+	all[i].DeletionDate = w.now.Add(in)
+	delete(w.kms.keys, all[i].KeyID)
 }
 
 func TestDrift(t *testing.T) {
@@ -75,6 +85,8 @@ func TestDrift(t *testing.T) {
 			k.State, k.DeletionDate = "PendingDeletion", w.now.Add(30*24*time.Hour)
 		}, []string{"1 deletion"}, "aws kms cancel-key-deletion", []string{"1 deletion"}},
 		{"a key is gone", func(w *world) { delete(w.kms.keys, w.generation(1).KeyID) }, []string{"1 key-missing"}, "does not exist any more", []string{"1 key-missing"}},
+		{"a key whose deletion was near is gone", func(w *world) { w.goneAt(1, w.skew+30*time.Second) }, nil, "", nil},
+		{"a key is gone well before its deletion", func(w *world) { w.goneAt(1, 2*time.Hour) }, []string{"1 key-missing"}, "does not exist any more", []string{"1 key-missing"}},
 		{"the alias is moved to a previous key", func(w *world) { w.kms.point("alias/payments", w.keyOf(1).ID) }, []string{"3 alias"}, "which is generation 1: byokctl rotate payments moves it on", []string{"3 alias"}},
 		{"to a foreign one", func(w *world) { w.kms.point("alias/payments", w.kms.add("", "", nil).ID) }, []string{"3 alias"}, "which is not this group's", nil},
 		{"the alias is deleted", func(w *world) { delete(w.kms.aliases, "alias/payments") }, []string{"3 alias-missing repairable"}, "does not exist", nil},
