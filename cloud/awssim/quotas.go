@@ -1,6 +1,7 @@
 package awssim
 
 import (
+	"slices"
 	"strings"
 	"time"
 )
@@ -27,6 +28,27 @@ func (s *Sim) SetQuotas(q *Quotas) {
 	defer s.mu.Unlock()
 	s.options.Quotas = q
 	clear(s.buckets)
+}
+
+// HasQuota reports whether requests are charged to a quota of that name, which
+// Quotas describes.
+func HasQuota(name string) bool {
+	switch name {
+	case "kms:symmetric", "kms:rsa", "kms:ecc", "events:control":
+		return true
+	}
+	prefix, operation, _ := strings.Cut(name, ":")
+	i := slices.IndexFunc(services, func(s *service) bool { return s.prefix == prefix })
+	if i < 0 || services[i].sharesQuota(operation) {
+		return false
+	}
+	_, ok := services[i].operations[operation]
+	return ok
+}
+
+// sharesQuota reports whether an operation has no quota of its own.
+func (s *service) sharesQuota(operation string) bool {
+	return s.name == "events" && operation != "PutEvents" || s.name == "kms" && cryptographic[operation]
 }
 
 // kmsQuotas are AWS's numbers, in requests per second.
@@ -125,10 +147,10 @@ func (c *call) throttle(input any) error {
 		return nil
 	}
 	name := c.service.prefix + ":" + c.request.Operation
-	switch {
-	case c.service.name == "events" && c.request.Operation != "PutEvents":
+	switch shared := c.service.sharesQuota(c.request.Operation); {
+	case shared && c.service.name == "events":
 		name = "events:control"
-	case c.service.name == "kms" && cryptographic[c.request.Operation]:
+	case shared:
 		name = "kms:symmetric"
 		if k, err := c.keyOrAlias(c.request.KeyID); err == nil {
 			switch k.spec.kind {

@@ -104,6 +104,9 @@ func parseQuotas(v string) (*awssim.Quotas, error) {
 		if err != nil || perSecond < 0 || !strings.Contains(name, ":") {
 			return nil, fmt.Errorf("%q: write an IAM action and a number per second, such as kms:CreateKey=1", part)
 		}
+		if !awssim.HasQuota(name) {
+			return nil, fmt.Errorf("%q: no quota %s; those of cryptographic operations are kms:symmetric, kms:rsa and kms:ecc, of EventBridge's other than PutEvents events:control", part, name)
+		}
 		q.PerSecond[name] = perSecond
 	}
 	return q, nil

@@ -129,6 +129,8 @@ func TestBadSwitches(t *testing.T) {
 	}{
 		{[]string{"--quotas", "mine"}, "write aws"},
 		{[]string{"--quotas", "aws,CreateKey=1"}, "IAM action"},
+		{[]string{"--quotas", "aws,kms:CreateKeys=1"}, "no quota kms:CreateKeys"},
+		{[]string{"--quotas", "aws,kms:Encrypt=1"}, "kms:symmetric"},
 		{[]string{"--regions", "eu-west-1, us-east-1"}, "no Region"},
 		{[]string{"--lag", "soon"}, "new-keys=2s"},
 		{[]string{"--lag", "-1s"}, "new-keys=2s"},
