@@ -300,10 +300,12 @@ func (k killing) killed(t *testing.T, before *machine, what, when string, n int)
 	k.ask(m)
 	var env []string
 	started := make(chan struct{})
+	var struck atomic.Bool // it is killed from then on, be it done meanwhile
 	if what == "record" {
 		env = []string{fmt.Sprintf("BYOKD_FAULT=kill:%s:%d", when, n)}
 	} else {
 		m.proxy.strike(n, when == "after", func() {
+			struck.Store(true)
 			<-started
 			// SoftHSM writes to its token at each login, and a process that is killed in
 			// that moment leaves it unreadable.
@@ -319,7 +321,7 @@ func (k killing) killed(t *testing.T, before *machine, what, when string, n int)
 			m.died, died = nil, true
 			return true
 		default:
-			return k.want.is(m, group)
+			return !struck.Load() && k.want.is(m, group)
 		}
 	})
 	if died {
