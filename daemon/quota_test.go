@@ -1,14 +1,18 @@
 package daemon_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 	"unicode"
 
+	"github.com/aws/aws-sdk-go-v2/service/kms"
+	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 	"github.com/google/go-cmp/cmp"
 
 	"byokd/cloud"
@@ -81,6 +85,51 @@ func TestRoomBehindImport(t *testing.T) {
 	w.start()
 	for i := range groups {
 		w.untilGeneration(fmt.Sprintf("g%02d", i), 1)
+	}
+}
+
+// Somebody else takes a half of the scarce quota, with no regard for anybody: byokd
+// makes all its rotations, each once, and gets throttled now and then only.
+func TestQuotaOfAnother(t *testing.T) {
+	const groups, perSecond = 12, 4
+	w, c := newQuotaWorld(t, 1, groups, map[string]float64{"kms:GetParametersForImport": perSecond}, fmt.Sprintf("get_parameters_for_import = %d.0", perSecond))
+	client := w.kmsClient()
+	there := func(o *kms.Options) { o.Region, o.RetryMaxAttempts = regionNames[0], 1 }
+	key, err := client.CreateKey(t.Context(), &kms.CreateKeyInput{Origin: types.OriginTypeExternal}, there)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, leave := context.WithCancel(t.Context())
+	var theirs, refused int // requests of the other one
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			_, err := client.GetParametersForImport(ctx, &kms.GetParametersForImportInput{KeyId: key.KeyMetadata.KeyId,
+				WrappingAlgorithm: types.AlgorithmSpecRsaesOaepSha256, WrappingKeySpec: types.WrappingKeySpecRsa4096}, there)
+			if err != nil {
+				refused++
+				time.Sleep(20 * time.Millisecond) // it insists
+				continue
+			}
+			theirs++
+			time.Sleep(2 * time.Second / perSecond)
+		}
+	})
+	w.rotatedAll(groups, 2)
+	leave()
+	wg.Wait()
+	counts, codes := c.taken()
+	mine := counts["GetParametersForImport"] - theirs - refused
+	throttled := codes["GetParametersForImport ThrottlingException"] - refused
+	t.Logf("byokd sent %d, of which %d were throttled; the other one got %d", mine, throttled, theirs)
+	if theirs == 0 || mine-throttled != groups {
+		t.Errorf("byokd got import parameters %d times for %d rotations, the other one %d times", mine-throttled, groups, theirs)
+	}
+	if throttled > mine/2 {
+		t.Errorf("%d of byokd's %d requests were throttled", throttled, mine)
+	}
+	if n := len(w.sim.Keys(testAccount, regionNames[0])); n != 2*groups+1 {
+		t.Errorf("there are %d KMS keys, want %d", n, 2*groups+1)
 	}
 }
 
