@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"byokd/daemon/control"
 
@@ -228,6 +229,10 @@ func (t *tool) statusCheck(ctx context.Context, names []string) error {
 	return nil
 }
 
+// pendingAlarm is how long byokd may look in vain for the keys of a group that has
+// none before a person is told.
+const pendingAlarm = time.Hour
+
 // alarms returns what byokd cannot mend by itself. What it can, such as a network
 // that is away, is in here once it has made a rotation overdue.
 func alarms(d control.DaemonStatus, groups []control.GroupStatus) []string {
@@ -253,6 +258,10 @@ func alarms(d control.DaemonStatus, groups []control.GroupStatus) []string {
 		for _, p := range g.Problems {
 			switch p.Code {
 			case "invalid", "overdue", "discarded", "event-parked", "hook-failed":
+			case "pending": // nothing is overdue of a group that has no key yet
+				if g.Active.Generation != nil || p.Since.IsZero() || time.Since(p.Since.Time) < pendingAlarm {
+					continue
+				}
 			case "waiting-use": // byokd retires the key when it is of no use any more
 				continue
 			default:
