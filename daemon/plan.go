@@ -117,15 +117,31 @@ func (d *Daemon) planOf(g group, v *view, rotate bool) control.Plan {
 				Calls:   []string{"kms:GetParametersForImport", "C_WrapKey", "kms:ImportKeyMaterial"}})
 		}
 	}
+	if first := d.firstDue(g, generations); !first.IsZero() {
+		at = v.now
+		if g.lookErr != nil {
+			p.Notes = append(p.Notes, "byokd cannot look for the group's keys yet, and makes none before it can: byokctl status "+g.name)
+		}
+	}
+	for _, j := range v.open[g.name] {
+		waits := ""
+		if j.WaitingFor != "" && j.WaitingFor != lifecycle.WaitUse {
+			waits = " and waits for a person (" + j.WaitingFor + ")"
+		}
+		p.Notes = append(p.Notes, fmt.Sprintf("job %s (%s) is open%s: byokctl job %s", j.ID, j.Kind, waits, j.ID))
+		if j.Kind == string(lifecycle.Rotate) { // that is the next rotation
+			at = v.now
+			if j.NextAttempt.After(at) {
+				at = j.NextAttempt
+			}
+		}
+	}
 	if rotate {
 		at = v.now
 	}
-	for _, j := range v.open[g.name] {
-		p.Notes = append(p.Notes, fmt.Sprintf("job %s (%s) is open: byokctl job %s", j.ID, j.Kind, j.ID))
-	}
-	if at.IsZero() {
+	if at.IsZero() && d.cfg.Load().Designated {
 		p.Notes = append(p.Notes, "no rotation is planned: rotation.enabled is false, or the schedule has no tick")
-	} else {
+	} else if !at.IsZero() {
 		var action control.Action
 		action, generations = rotation(def, generations, at)
 		p.Actions = append(p.Actions, action)

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"byokd/cloud/awssim"
 	"byokd/daemon/control"
 )
 
@@ -91,4 +92,52 @@ func TestPlan(t *testing.T) {
 	if next := w.status("payments").NextRotation; !p.Actions[len(p.Actions)-1].At.After(next.Add(-time.Second)) {
 		t.Errorf("the plan ends before the next rotation at %v: %+v", next, p.Actions)
 	}
+}
+
+// TestPlanOfWhatWaits: the first generation of a group that cannot be looked for, and
+// a rotation that is open already, come next, and not with the schedule's next tick.
+// A first generation that waits for a day is overdue.
+func TestPlanOfWhatWaits(t *testing.T) {
+	w := newWorld(t)
+	w.group("payments", "every = \"90d\"", "")
+	w.start()
+	w.untilGeneration("payments", 1)
+	w.faults(func(r awssim.Request) *awssim.Fault {
+		if r.Service == "kms" {
+			return &awssim.Fault{Code: "AccessDeniedException", Message: "no"}
+		}
+		return nil
+	}, nil)
+
+	w.group("cards", "every = \"90d\"", "")
+	w.until("cards cannot be looked for", func() bool { return w.status("cards").State == "pending" && w.problem("cards", "pending") != "" })
+	soon := time.Now().Add(day)
+	if next := w.status("cards").NextRotation; next.IsZero() || next.After(soon) {
+		t.Errorf("cards is to have its first key at %v", next)
+	}
+	p := w.planned(false, "cards")
+	if len(p.Actions) != 1 || p.Actions[0].At.After(soon) || p.Actions[0].Generation != 1 || !strings.Contains(strings.Join(p.Notes, "\n"), "cannot look") {
+		t.Errorf("the plan of cards: %+v", p)
+	}
+
+	job := w.askRotation("payments")
+	w.until("the rotation waits for a person", func() bool {
+		open := w.openJobs("payments")
+		return len(open) == 1 && open[0].WaitingFor == "permission"
+	})
+	p = w.planned(false, "payments")
+	if len(p.Actions) != 1 || p.Actions[0].At.After(soon) || p.Actions[0].Generation != 2 ||
+		!strings.Contains(strings.Join(p.Notes, "\n"), "job "+job.ID+" (rotate) is open and waits for a person (permission)") {
+		t.Errorf("the plan of payments: %+v", p)
+	}
+
+	w.at(time.Now().Add(25 * time.Hour))
+	w.until("the first key of cards is overdue", func() bool { return w.status("cards").State == "overdue" && w.problem("cards", "overdue") != "" })
+	w.until("that is told", func() bool {
+		return slices.ContainsFunc(w.told("BYOK Rotation Overdue"), func(d map[string]any) bool { return d["group"] == "cards" })
+	})
+	w.faults(nil, nil)
+	w.at(w.clock().Add(day))
+	w.untilGeneration("cards", 1)
+	w.until("all is well again", func() bool { return w.status("cards").State == "ok" })
 }

@@ -93,6 +93,21 @@ func (d *Daemon) nextAfter(g group, rotated time.Time) (tick, at time.Time, miss
 		LastTick: g.row.LastTick, LastRotation: rotated}, d.Now())
 }
 
+// firstDue is since when a group waits for its first generation, which is made as
+// soon as byokd has looked for its keys and found none, whatever the schedule says;
+// zero: it does not. A byokd that becomes the designated device knows the group for
+// long, and waits since it cannot look.
+func (d *Daemon) firstDue(g group, generations []lifecycle.Generation) time.Time {
+	if g.def == nil || g.gone || g.looked != nil || len(generations) > 0 || !d.cfg.Load().Designated ||
+		g.def.Rotation.Initial != "now" && g.def.Rotation.Force == "" {
+		return time.Time{}
+	}
+	if g.lookErr != nil {
+		return g.lookSince
+	}
+	return g.row.FirstSeen
+}
+
 // plan has the group's next tick fired.
 func (d *Daemon) plan(name string) {
 	g, ok := d.groups.get(name)

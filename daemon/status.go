@@ -120,8 +120,16 @@ func (d *Daemon) groupStatus(g group, v *view) *shown {
 	if r.job == lifecycle.Rotate && (at.IsZero() || r.at.Before(at)) {
 		at = r.at
 	}
+	late := at
+	first := d.firstDue(g, generations)
+	if !first.IsZero() {
+		at = first
+		if g.lookErr != nil { // else it has just begun to look
+			late = first
+		}
+	}
 	s.NextRotation = control.At(at)
-	s.due = overdueSince(g, v, at)
+	s.due = overdueSince(g, v, late)
 	problems := d.groupProblems(g, v, s.due)
 	s.common = len(problems)
 	s.Problems = slices.Concat(problems, expiry, driftProblems(g, v))
@@ -161,10 +169,10 @@ func (d *Daemon) groupStatus(g group, v *view) *shown {
 	soon(at)
 	soon(r.at)
 	if g.def != nil {
-		if due := overdueFrom(g, v, at); !due.IsZero() {
+		if due := overdueFrom(g, v, late); !due.IsZero() {
 			soon(due.Add(time.Duration(g.def.Rotation.OverdueAfter)))
 		}
-		if !at.IsZero() && !at.After(v.now) {
+		if first.IsZero() && !at.IsZero() && !at.After(v.now) {
 			soon(v.now.Add(time.Minute)) // until it is fired
 		}
 	}
