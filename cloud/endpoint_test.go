@@ -265,6 +265,17 @@ func TestProxy(t *testing.T) {
 	if got := asked.Load(); got != "http://127.0.0.1:1/" {
 		t.Errorf("the proxy was asked for %v", got)
 	}
+
+	// It is told without its password, and so is that there is none.
+	u.User = url.UserPassword("byokd", "hidden")
+	s.Proxy = http.ProxyURL(u)
+	if got, err := open(t, s).ProxyTo(cloud.ServiceKMS, "eu-central-1"); got != u.Host || err != nil {
+		t.Errorf("the proxy is %q, %v, and should be %q", got, err, u.Host)
+	}
+	s.Proxy = http.ProxyURL(nil)
+	if got, err := open(t, s).ProxyTo(cloud.ServiceKMS, "eu-central-1"); got != "" || err != nil {
+		t.Errorf("the proxy is %q, %v, and there is none", got, err)
+	}
 }
 
 // A CONNECT that the proxy refuses has sent nothing.

@@ -53,6 +53,24 @@ func (c *Cloud) Reach(ctx context.Context, service, region string) (date time.Ti
 	return date, nil
 }
 
+// ProxyTo returns host and port of the proxy through which a service is reached in
+// a Region; "": none is in force.
+func (c *Cloud) ProxyTo(service, region string) (string, error) {
+	endpoint, err := c.endpoint(service, region)
+	if err != nil {
+		return "", err
+	}
+	r, err := http.NewRequest(http.MethodGet, endpoint+"/", nil)
+	if err != nil {
+		return "", misconfigured("%s: %w", endpoint, err)
+	}
+	u, err := c.proxy(r)
+	if u == nil || err != nil {
+		return "", err
+	}
+	return u.Host, nil // not its user and password
+}
+
 // A Caller is who a credential is, by STS.
 type Caller struct {
 	Account, ARN string

@@ -366,7 +366,11 @@ func (d *Daemon) run(ctx context.Context) error {
 	}
 
 	for _, e := range d.endpoints() {
-		d.log.Warn("an AWS endpoint is overridden: it decides under whose key HSM keys are wrapped", "service", e.Service, "region", string(e.Region), "url", e.URL)
+		what := "an AWS endpoint is overridden"
+		if e.Service == cloud.ServiceKMS {
+			what += ": it decides under whose key HSM keys are wrapped"
+		}
+		d.log.Warn(what, "service", e.Service, "region", string(e.Region), "url", e.URL)
 	}
 	d.log.Info("byokd is ready", "version", d.Version, "groups", d.groups.count(), "designated", d.cfg.Load().Designated)
 	d.Notifier.Ready()

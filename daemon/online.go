@@ -78,6 +78,19 @@ func (o *online) endpoints(destinations []Destination) map[string]bool {
 		subject := fmt.Sprintf("%s endpoint %s:%s", d.Service, d.Host, d.Port)
 		before := time.Now()
 		date, err := o.cloud.Reach(o.ctx, d.Service, d.Region)
+		proxy, _ := o.cloud.ProxyTo(d.Service, d.Region) // what is wrong with it, Reach says
+		answers := "answers"
+		if proxy != "" {
+			answers = "answers through proxy " + proxy
+		}
+		if errors.Is(err, cloud.ErrUnreachable) {
+			switch {
+			case proxy != "":
+				err = fmt.Errorf("%w (through proxy %s)", err, proxy)
+			case !d.Override:
+				err = fmt.Errorf("%w (without a proxy: HTTPS_PROXY is not set where this runs)", err)
+			}
+		}
 		switch {
 		case err != nil && !d.Required:
 			o.found(FindingWarning, subject, "%v (byokd can do without it)", err)
@@ -98,11 +111,13 @@ func (o *online) endpoints(destinations []Destination) map[string]bool {
 		case skew.Abs() > 5*time.Minute:
 			o.found(FindingFailed, subject, "the clock of this machine is wrong by %v, and AWS refuses requests: set it, and let NTP keep it", skew.Abs().Round(time.Second))
 		case skew.Abs() > clockLimit:
-			o.found(FindingWarning, subject, "answers; the clock of this machine is wrong by %v: let NTP keep it", skew.Abs().Round(time.Second))
+			o.found(FindingWarning, subject, "%s; the clock of this machine is wrong by %v: let NTP keep it", answers, skew.Abs().Round(time.Second))
+		case d.Override && d.Service == cloud.ServiceKMS:
+			o.found(FindingOK, subject, "%s; it is not AWS's own but from byokd.toml or the environment, and HSM keys are wrapped under what it hands out", answers)
 		case d.Override:
-			o.found(FindingOK, subject, "answers; it is not AWS's own but from byokd.toml or the environment, and HSM keys are wrapped under what it hands out")
+			o.found(FindingOK, subject, "%s; it is not AWS's own but from byokd.toml or the environment", answers)
 		default:
-			o.found(FindingOK, subject, "answers")
+			o.found(FindingOK, subject, "%s", answers)
 		}
 	}
 	return reached

@@ -39,7 +39,8 @@ Each problem is a line, "file:line:column: key: what is wrong and what to do".
 With --online, the machine's surroundings are looked at as well, without changing
 anything: tokens (a running daemon is asked; without one byokctl logs in once, under
 byokd's record of logins), endpoints, TLS, clock, credentials, permissions, key
-policies and event buses. That reads the secrets: run it as root or byokd's user.`,
+policies and event buses. That reads the secrets: run it as root or byokd's user, and
+where byokd's unit sets a proxy or AWS_CA_BUNDLE, with the same in the environment.`,
 		Args: func(_ *cobra.Command, files []string) error {
 			if online && (as != "" || len(files) > 0) {
 				return errors.New("--online looks at what is installed, and takes neither FILE nor --as")

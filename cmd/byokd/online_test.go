@@ -1,6 +1,8 @@
 package main_test
 
 import (
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"testing"
@@ -62,5 +64,34 @@ func TestCheckOnline(t *testing.T) {
 	})
 	if out, status := m.byokctl("check", "--online"); status != 0 || !strings.Contains(out, "runs, and was asked about the tokens") {
 		t.Errorf("with byokd running: exit status %d and\n%s", status, out)
+	}
+}
+
+// TestCheckOnlineThroughAProxy: what AWS was looked for through is told, since
+// byokctl has the environment of whoever runs it and byokd that of its unit.
+func TestCheckOnlineThroughAProxy(t *testing.T) {
+	m := newMachine(t)
+	m.group("payments", "")
+	toml, err := os.ReadFile(m.path("byokd.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// AWS's own endpoints, through a proxy that lets nothing out.
+	var kept []string
+	for line := range strings.Lines(string(toml)) {
+		if !strings.Contains(line, "_endpoint") {
+			kept = append(kept, line)
+		}
+	}
+	m.write("byokd.toml", strings.Join(kept, ""))
+	proxy := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		rw.WriteHeader(http.StatusForbidden)
+	}))
+	defer proxy.Close()
+	t.Setenv("HTTPS_PROXY", strings.Replace(proxy.URL, "//", "//byokd:hidden@", 1))
+	out, status := m.byokctl("check", "--online")
+	want := "(through proxy " + strings.TrimPrefix(proxy.URL, "http://") + ")"
+	if status != 1 || !strings.Contains(out, want) || strings.Contains(out, "hidden") {
+		t.Errorf("exit status %d, and nothing says %q:\n%s", status, want, out)
 	}
 }
