@@ -18,6 +18,10 @@ const (
 	// manyHealthy is how many healthy groups are shown one by one unless they are
 	// asked for.
 	manyHealthy = 20
+
+	// eventsStuck is for how long events may wait before a person is called, as with
+	// the rule ByokdEventsStuck of docs/alerts.
+	eventsStuck = time.Hour
 )
 
 func (t *tool) statusCommand() *cobra.Command {
@@ -30,8 +34,9 @@ rotation, expiry, problems; above them what is wrong with the daemon as a whole.
 Many healthy groups are counted, not listed, and on a terminal the list ends with
 the screen; --all shows all.
 
-With --check only what byokd cannot mend by itself is shown, and rotations that
-are overdue, and the exit status is 1 if there is any: for timers and monitoring.`,
+With --check only what byokd cannot mend by itself is shown, rotations that are
+overdue, and events that have not reached EventBridge for an hour, and the exit
+status is 1 if there is any: for timers and monitoring.`,
 		ValidArgsFunction: t.completeGroups,
 		RunE: func(c *cobra.Command, groups []string) error {
 			if check {
@@ -251,6 +256,19 @@ func alarms(d control.DaemonStatus, groups []control.GroupStatus) []string {
 			found = append(found, p.Code+": "+p.Message)
 		}
 	}
+	// What groups have in common is told once.
+	told := make(map[string]bool)
+	for _, g := range groups {
+		for _, p := range g.Problems {
+			switch {
+			case told[p.Message]:
+			case p.Code == "hsm", // a module that cannot be loaded; a token that is away comes back
+				p.Code == "events" && !p.Since.IsZero() && time.Since(p.Since.Time) > eventsStuck:
+				told[p.Message] = true
+				found = append(found, p.Code+": "+p.Message)
+			}
+		}
+	}
 	for _, g := range groups {
 		if g.State == control.GroupExpired {
 			found = append(found, fmt.Sprintf("%s: expired: the active key's material was valid to %s", g.Group, minute(g.Active.ValidTo)))
@@ -258,7 +276,7 @@ func alarms(d control.DaemonStatus, groups []control.GroupStatus) []string {
 		for _, p := range g.Problems {
 			switch p.Code {
 			case "invalid", "overdue", "discarded", "event-parked", "hook-failed":
-			case "pending": // nothing is overdue of a group that has no key yet
+			case "pending": // of a group that has no key nothing is overdue for as long as overdue_after
 				if g.Active.Generation != nil || p.Since.IsZero() || time.Since(p.Since.Time) < pendingAlarm {
 					continue
 				}
