@@ -156,3 +156,29 @@ func TestScreen(t *testing.T) {
 		t.Errorf("cut: %q", got)
 	}
 }
+
+// TestAxisLeavesNoDateOut: dates stand where they begin, one as far from the next as
+// the others, as wide as the screen may be.
+func TestAxisLeavesNoDateOut(t *testing.T) {
+	from := time.Date(2026, 11, 27, 6, 17, 0, 0, time.UTC)
+	dated := 0
+	for days := 3; days < 120; days++ {
+		for width := 40; width < 200; width++ {
+			to := from.AddDate(0, 0, days)
+			column := func(at time.Time) int { return int(float64(width) * float64(at.Sub(from)) / float64(to.Sub(from))) }
+			_, at := axis(from, to, width, column)
+			if _, layout := control.Ticks(from, to, width/10); layout != time.DateOnly || len(at) < 3 {
+				continue
+			}
+			dated++
+			for i := 2; i < len(at); i++ {
+				if a, b := at[i-1]-at[i-2], at[i]-at[i-1]; 2*max(a, b) > 3*min(a, b) { // months differ in length
+					t.Fatalf("%d days on %d columns: dates at %v", days, width, at)
+				}
+			}
+		}
+	}
+	if dated == 0 {
+		t.Error("no axis had dates")
+	}
+}

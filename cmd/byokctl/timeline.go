@@ -205,6 +205,9 @@ func tick(fancy bool) rune {
 func axis(from, to time.Time, width int, column func(time.Time) int) (cells []cell, at []int) {
 	cells = make([]cell, width)
 	dates, layout := control.Ticks(from, to, width/10)
+	if layout == time.DateOnly { // with less room some would be left out between others
+		dates, layout = control.Ticks(from, to, width/(len(layout)+2))
+	}
 	free := 0
 	for _, t := range dates {
 		c := column(t)
