@@ -31,6 +31,11 @@ const (
 	// pageTicks is how many dates the axis of a timeline has room for on a phone.
 	pageTicks = 4
 
+	// leastBar is how wide a bar is at least that tells what a key is now: what has
+	// begun a minute ago is seen on an axis of months. It begins before now, where the
+	// axis has some room.
+	leastBar percent = 0.8
+
 	// pageAtOnce is how many requests are answered at the same time: each reads
 	// the state of all groups.
 	pageAtOnce = 2
@@ -40,10 +45,15 @@ const (
 var pageFiles embed.FS
 
 var pageTemplates = template.Must(template.New("").Funcs(template.FuncMap{
-	"minute": control.Time.Minute,
-	"away":   away,
-	"short":  func(s control.String) string { return string(s[:min(8, len(s))]) },
-	"text":   func(s control.String) string { return string(s) },
+	"minute": func(t control.Time) string {
+		if t.IsZero() {
+			return "–"
+		}
+		return t.Minute()
+	},
+	"away":  away,
+	"short": func(s control.String) string { return string(s[:min(8, len(s))]) },
+	"text":  func(s control.String) string { return string(s) },
 	"number": func(n *int) string {
 		if n == nil {
 			return "–"
@@ -448,6 +458,9 @@ func newChart(timelines []control.Timeline, now time.Time) chart {
 					end := at(s.To)
 					lane.Expires = &end
 					bar.Words = "expires or is deleted " + control.At(s.To).Minute()
+				}
+				if s.Kind != control.SegmentAhead && s.To.Equal(now) && bar.Width < leastBar {
+					bar.X, bar.Width = max(bar.X+bar.Width-leastBar, 0), leastBar
 				}
 				lane.Bars = append(lane.Bars, bar)
 				words = append(words, bar.Words)

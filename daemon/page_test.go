@@ -280,6 +280,23 @@ func TestPageFoldsProblems(t *testing.T) {
 	}
 }
 
+// TestPageShowsFreshKeys: a key of a moment ago has a bar, on an axis of months.
+func TestPageShowsFreshKeys(t *testing.T) {
+	w := newWorld(t)
+	address := freeAddress(t)
+	w.group("payments", every, "")
+	w.configure(fmt.Sprintf("[page]\nlisten = %q", address))
+	w.start()
+	w.untilGeneration("payments", 1)
+	w.rotated("payments")
+	_, body := w.get("http://" + address + "/")
+	for _, kind := range []string{"active", "previous"} {
+		if !strings.Contains(body, `width="0.80%" y="4" height="12" class="bar `+kind+`"`) {
+			t.Errorf("the %s key of a moment ago has no bar that is seen", kind)
+		}
+	}
+}
+
 // TestPageRefuses: other methods, and other names for this machine.
 func TestPageRefuses(t *testing.T) {
 	w, base := paged(t)
