@@ -95,6 +95,7 @@ var machineCommands = []struct {
 	{"byokctl drift [GROUP...]", "byokctl drift payments"},
 	{"byokctl events", ""},
 	{"byokctl audit", ""},
+	{"byokctl timeline", ""},
 	{"byokctl jobs", ""},
 	{"byokctl job ID", "byokctl job JOB"},
 	{"byokctl keys payments", ""},
@@ -315,6 +316,62 @@ func TestDocumentedCommands(t *testing.T) {
 			if out, err := exec.CommandContext(t.Context(), name, words[1:]...).CombinedOutput(); err != nil || len(out) == 0 {
 				t.Errorf("%s: %v, output %q", line, err, out)
 			}
+		}
+	}
+}
+
+// TestLinksOfDocs: what README.md and the documentation link to is there, headings
+// too, and README.md leads to every page.
+func TestLinksOfDocs(t *testing.T) {
+	pages, err := filepath.Glob("../../docs/*.md")
+	if err != nil || len(pages) < 10 {
+		t.Fatal(pages, err)
+	}
+	var (
+		link    = regexp.MustCompile(`\]\(([^)]+)\)`)
+		heading = regexp.MustCompile(`(?m)^#+ (.*)$`)
+		dropped = regexp.MustCompile(`[^\w\- ]`)
+	)
+	read := func(file string) string {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	linked := make(map[string]bool) // from README.md
+	for _, page := range append(pages, "../../README.md") {
+		for _, m := range link.FindAllStringSubmatch(read(page), -1) {
+			if strings.Contains(m[1], "://") {
+				continue
+			}
+			path, anchor, _ := strings.Cut(m[1], "#")
+			target := page
+			if path != "" {
+				target = filepath.Join(filepath.Dir(page), path)
+			}
+			if page == "../../README.md" {
+				linked[target] = true
+			}
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("%s links to %s: %v", page, m[1], err)
+				continue
+			}
+			if anchor == "" {
+				continue
+			}
+			var anchors []string
+			for _, h := range heading.FindAllStringSubmatch(read(target), -1) {
+				anchors = append(anchors, strings.ReplaceAll(dropped.ReplaceAllString(strings.ToLower(h[1]), ""), " ", "-"))
+			}
+			if !slices.Contains(anchors, anchor) {
+				t.Errorf("%s links to %s, which has no such heading", page, m[1])
+			}
+		}
+	}
+	for _, page := range pages {
+		if !linked[page] {
+			t.Errorf("README.md does not lead to %s", page)
 		}
 	}
 }
