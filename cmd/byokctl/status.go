@@ -275,7 +275,8 @@ func alarms(d control.DaemonStatus, groups []control.GroupStatus) []string {
 		}
 		for _, p := range g.Problems {
 			switch p.Code {
-			case "invalid", "overdue", "discarded", "event-parked", "hook-failed":
+			case "invalid", "overdue", "discarded", "event-parked", "hook-failed",
+				"alias": // somebody else's, so that the group gets no key
 			case "pending": // of a group that has no key nothing is overdue for as long as overdue_after
 				if g.Active.Generation != nil || p.Since.IsZero() || time.Since(p.Since.Time) < pendingAlarm {
 					continue
