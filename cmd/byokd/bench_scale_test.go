@@ -64,6 +64,7 @@ func (m *machine) large(groups, jobs int) {
 	if err := storetest.Fill(m.t.Context(), m.path("state/byokd.db"), all, jobs, time.Now()); err != nil {
 		m.t.Fatal(err)
 	}
+	syscall.Sync() // byokd does not start while gigabytes are on their way to the disk
 }
 
 // startReady starts byokd and returns how long it took to READY.
