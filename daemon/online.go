@@ -160,10 +160,10 @@ func (o *online) place(credential, region string, groups []*config.Group) {
 			}
 			continue
 		}
-		if key.Origin == "EXTERNAL" && key.State == "Enabled" {
+		o.owned(kms, g, key)
+		if probe.KeyID == "" && key.Origin == "EXTERNAL" && key.State == "Enabled" {
 			probe.KeyID, probe.Alias = key.ID, g.AWS.Alias
 			probe.Context[lifecycle.CanaryContext], probe.Tags[lifecycle.TagGroup] = g.Name, g.Name
-			break
 		}
 	}
 	o.permissions(kms, subject, groups, probe)
@@ -178,6 +178,20 @@ func (o *online) place(credential, region string, groups []*config.Group) {
 			o.found(FindingOK, "key policy of group "+g.Name, "byokd stays able to change it")
 		}
 	}
+}
+
+// owned warns of an alias at a key that is not the group's, as far as tags tell: a
+// new group gets no key then.
+func (o *online) owned(kms *cloud.KMS, g *config.Group, key cloud.Key) {
+	if key.ID == g.AWS.ActiveKeyID {
+		return
+	}
+	tags, err := kms.KeyTags(o.ctx, key.ID)
+	if owner := tags[lifecycle.TagGroup]; err != nil || owner == g.Name || owner != "" && owner == g.AWS.PreviousName {
+		return
+	}
+	o.found(FindingWarning, "group "+g.Name, "%s points at KMS key %s, which has no tag %s = %s: unless it is the group's, byokd makes no key; "+
+		"to take it over, write active_key_id = %q under [aws] in the group's file; otherwise choose another alias", g.AWS.Alias, key.ID, lifecycle.TagGroup, g.Name, key.ID)
 }
 
 // permissions tries what the groups' definitions ask for.

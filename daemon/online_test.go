@@ -1,6 +1,7 @@
 package daemon_test
 
 import (
+	"context"
 	"io"
 	"log"
 	"net"
@@ -10,6 +11,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/kms"
+	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 
 	"byokd/cloud/awssim"
 	"byokd/config"
@@ -95,6 +100,17 @@ func TestCheckOnline(t *testing.T) {
 		{"a policy that locks out", func(*testing.T) {
 			w.write("groups.d/policy.json", strings.ReplaceAll(awsDefaultPolicy, ":root", ":user/other"))
 		}, "failed key policy of group payments: "},
+		{"an alias at another key", func(t *testing.T) {
+			keys := w.keys()
+			tag := func(name string) {
+				_, err := w.kmsClient().TagResource(context.Background(), &kms.TagResourceInput{KeyId: &keys[0].ID, Tags: []types.Tag{{TagKey: aws.String("byokd:group"), TagValue: &name}}})
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			tag("theirs")
+			t.Cleanup(func() { tag("payments") })
+		}, "warning group payments: alias/payments points at KMS key "},
 		{"nobody listens", endpoint(func(t *testing.T) string {
 			l, err := net.Listen("tcp", "127.0.0.1:0")
 			if err != nil {
