@@ -19,7 +19,7 @@ import (
 // loop runs, so that nothing else counts: commits, queries, files, allocations. It
 // must be the same for few groups and for many.
 
-const fewGroups, manyGroups = 20, 2000
+const fewGroups = 20
 
 // many is a daemon with groups that have been there for years. Its clock stands.
 type many struct {
