@@ -1,6 +1,7 @@
 package daemon_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -220,15 +221,18 @@ func TestAlertMetrics(t *testing.T) {
 	w.group("payments", "every = \"90d\"\nkeep_valid_for = \"365d\"", "")
 	w.start()
 	w.untilGeneration("payments", 1)
-	response, err := http.Get("http://" + address + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer response.Body.Close()
-	served, err := io.ReadAll(response.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	var served []byte
+	w.until("the job that has ended is counted", func() bool {
+		response, err := http.Get("http://" + address + "/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer response.Body.Close()
+		if served, err = io.ReadAll(response.Body); err != nil {
+			t.Fatal(err)
+		}
+		return bytes.Contains(served, []byte("\nbyokd_step_duration_seconds_bucket{")) && bytes.Contains(served, []byte("\nbyokd_jobs_total{"))
+	})
 
 	rules, err := os.ReadFile(filepath.Join(alerts, "prometheus.rules.yml"))
 	if err != nil {
