@@ -103,12 +103,7 @@ func TestAlertRules(t *testing.T) {
 		}
 	}
 
-	w.faults(func(r awssim.Request) *awssim.Fault {
-		if r.Operation == "ImportKeyMaterial" {
-			return &awssim.Fault{Code: "AccessDeniedException", Message: "no"}
-		}
-		return nil
-	}, nil)
+	w.deny(func(r awssim.Request) bool { return r.Operation == "ImportKeyMaterial" })
 	w.group("payments", every, "")
 	w.start()
 	told := func(rule, text string) bool {

@@ -484,12 +484,7 @@ func TestUnreachableEndpoint(t *testing.T) {
 
 func TestDeniedPermission(t *testing.T) {
 	w := newWorld(t)
-	w.faults(func(r awssim.Request) *awssim.Fault {
-		if r.Operation == "ImportKeyMaterial" {
-			return &awssim.Fault{Code: "AccessDeniedException", Message: "no"}
-		}
-		return nil
-	}, nil)
+	w.deny(func(r awssim.Request) bool { return r.Operation == "ImportKeyMaterial" })
 	w.group("payments", every, "")
 	w.start()
 	w.until("the job waits for a permission", func() bool {
@@ -830,12 +825,7 @@ func TestFileGoneWhileJobWaits(t *testing.T) {
 	w.start()
 	w.group("payments", every, "")
 	w.untilGeneration("payments", 1)
-	w.faults(func(r awssim.Request) *awssim.Fault {
-		if r.Operation == "CreateKey" {
-			return &awssim.Fault{Code: "AccessDeniedException", Message: "no"}
-		}
-		return nil
-	}, nil)
+	w.deny(func(r awssim.Request) bool { return r.Operation == "CreateKey" })
 	asked := w.askRotation("payments")
 	w.until("the job waits", func() bool { return w.openJobs("payments")[0].WaitingFor == "permission" })
 	if err := os.Remove(w.path("groups.d/payments.toml")); err != nil {

@@ -136,6 +136,16 @@ func (w *world) faults(before, after func(awssim.Request) *awssim.Fault) {
 	w.before, w.after = before, after
 }
 
+// deny has AWS deny some requests, and nothing else go wrong.
+func (w *world) deny(which func(awssim.Request) bool) {
+	w.faults(func(r awssim.Request) *awssim.Fault {
+		if which(r) {
+			return &awssim.Fault{Code: "AccessDeniedException", Message: "no"}
+		}
+		return nil
+	}, nil)
+}
+
 // configure writes byokd.toml; more goes before its tables.
 func (w *world) configure(more string) {
 	w.write("byokd.toml", fmt.Sprintf(`state_dir = "state"

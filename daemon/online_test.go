@@ -53,12 +53,7 @@ func TestCheckOnline(t *testing.T) {
 
 	deny := func(operation string) func(t *testing.T) {
 		return func(*testing.T) {
-			w.faults(func(r awssim.Request) *awssim.Fault {
-				if r.Operation == operation {
-					return &awssim.Fault{Code: "AccessDeniedException", Message: "no"}
-				}
-				return nil
-			}, nil)
+			w.deny(func(r awssim.Request) bool { return r.Operation == operation })
 		}
 	}
 	// endpoint puts something else in the place of AWS.

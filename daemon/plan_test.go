@@ -102,12 +102,7 @@ func TestPlanOfWhatWaits(t *testing.T) {
 	w.group("payments", "every = \"90d\"", "")
 	w.start()
 	w.untilGeneration("payments", 1)
-	w.faults(func(r awssim.Request) *awssim.Fault {
-		if r.Service == "kms" {
-			return &awssim.Fault{Code: "AccessDeniedException", Message: "no"}
-		}
-		return nil
-	}, nil)
+	w.deny(func(r awssim.Request) bool { return r.Service == "kms" })
 
 	w.group("cards", "every = \"90d\"", "")
 	w.until("cards cannot be looked for", func() bool { return w.status("cards").State == "pending" && w.problem("cards", "pending") != "" })

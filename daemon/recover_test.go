@@ -179,12 +179,9 @@ func TestRecoverTellsWhatDoesNotMatch(t *testing.T) {
 	if err := os.Remove(w.path("groups.d/one.toml")); err != nil {
 		t.Fatal(err)
 	}
-	w.faults(func(r awssim.Request) *awssim.Fault {
-		if r.Operation == "DescribeKey" && strings.Contains(string(r.Body), w.alias("two")) {
-			return &awssim.Fault{Code: "AccessDeniedException", Message: "no"}
-		}
-		return nil
-	}, nil)
+	w.deny(func(r awssim.Request) bool {
+		return r.Operation == "DescribeKey" && strings.Contains(string(r.Body), w.alias("two"))
+	})
 	groups := w.recover(false)
 	if len(groups) != 2 {
 		t.Fatalf("groups = %+v", groups)

@@ -167,11 +167,8 @@ func (m *machine) atRest() {
 // quiet has byokd log as it does for a user.
 func (m *machine) quiet(more string) {
 	m.t.Helper()
-	b, err := os.ReadFile(m.path("byokd.toml"))
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	m.write("byokd.toml", more+strings.Replace(string(b), `level = "debug"`, `level = "info"`, 1))
+	b := m.read("byokd.toml")
+	m.write("byokd.toml", more+strings.Replace(b, `level = "debug"`, `level = "info"`, 1))
 }
 
 // changed changes a group's file and returns how long it took, beyond the settle

@@ -141,11 +141,8 @@ func BenchmarkScript(b *testing.B) {
 		s.decrypts(ciphertext, key) // after all rotations
 	}
 
-	toml, err := os.ReadFile(m.path("byokd.toml"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	m.write("byokd.toml", strings.Replace(string(toml), `level = "debug"`, `level = "info"`, 1))
+	toml := m.read("byokd.toml")
+	m.write("byokd.toml", strings.Replace(toml, `level = "debug"`, `level = "info"`, 1))
 	m.group("by-byokd", "")
 	m.start()
 	m.until("the first key is made", func() bool { return m.active("by-byokd") == 1 && m.idle() })

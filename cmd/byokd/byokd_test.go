@@ -169,6 +169,16 @@ func lifted() string {
 
 func (m *machine) path(name string) string { return filepath.Join(m.dir, name) }
 
+// read returns the content of a file of the machine.
+func (m *machine) read(name string) string {
+	m.t.Helper()
+	b, err := os.ReadFile(m.path(name))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return string(b)
+}
+
 func (m *machine) write(name, content string) {
 	m.t.Helper()
 	tmp := filepath.Join(filepath.Dir(m.path(name)), "."+filepath.Base(name)+".new")
@@ -336,11 +346,8 @@ func TestPrograms(t *testing.T) {
 		t.Errorf("after SIGTERM byokd exits with %d", status)
 	}
 
-	config, err := os.ReadFile(m.path("byokd.toml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	m.write("byokd.toml", "designated = false\n"+string(config))
+	config := m.read("byokd.toml")
+	m.write("byokd.toml", "designated = false\n"+config)
 	m.start()
 	m.until("byokd answers", func() bool { _, status := m.byokctl("status"); return status == 0 })
 	if out, status := m.byokctl("rotate", "payments"); status != 1 || !strings.Contains(out, "not designated") {

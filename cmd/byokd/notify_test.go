@@ -37,11 +37,8 @@ func (m *machine) notified() (states <-chan string, socket string) {
 // what is wrong.
 func TestNotifications(t *testing.T) {
 	m := newMachine(t)
-	toml, err := os.ReadFile(m.path("byokd.toml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	away := strings.ReplaceAll(strings.Replace(string(toml), m.token.Module, "/nowhere/module.so", 1), m.url, "http://127.0.0.1:1")
+	toml := m.read("byokd.toml")
+	away := strings.ReplaceAll(strings.Replace(toml, m.token.Module, "/nowhere/module.so", 1), m.url, "http://127.0.0.1:1")
 	m.write("byokd.toml", away)
 	m.group("payments", "")
 	states, socket := m.notified()

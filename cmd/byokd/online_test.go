@@ -13,12 +13,9 @@ import (
 func TestCheckOnline(t *testing.T) {
 	m := newMachine(t)
 	m.group("payments", "")
-	toml, err := os.ReadFile(m.path("byokd.toml"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	toml := m.read("byokd.toml")
 	replace := func(old, new string) func() {
-		return func() { m.write("byokd.toml", strings.Replace(string(toml), old, new, 1)) }
+		return func() { m.write("byokd.toml", strings.Replace(toml, old, new, 1)) }
 	}
 	for _, test := range []struct {
 		name  string
@@ -38,7 +35,7 @@ func TestCheckOnline(t *testing.T) {
 		{"a wrong PIN", func() { m.write("hsm.pin", "9999") }, "the token said that the PIN is incorrect; it is not tried again"},
 		{"a wrong PIN once more", func() { m.write("hsm.pin", "9999") }, "failed   token of [hsm.main]: "},
 	} {
-		m.write("byokd.toml", string(toml))
+		m.write("byokd.toml", toml)
 		m.write("hsm.pin", m.token.PIN)
 		m.write("prod.csv", "Access key ID,Secret access key\nAKIATEST,secret\n")
 		os.Remove(m.path("groups.d/bad.toml"))
@@ -72,13 +69,10 @@ func TestCheckOnline(t *testing.T) {
 func TestCheckOnlineThroughAProxy(t *testing.T) {
 	m := newMachine(t)
 	m.group("payments", "")
-	toml, err := os.ReadFile(m.path("byokd.toml"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	toml := m.read("byokd.toml")
 	// AWS's own endpoints, through a proxy that lets nothing out.
 	var kept []string
-	for line := range strings.Lines(string(toml)) {
+	for line := range strings.Lines(toml) {
 		if !strings.Contains(line, "_endpoint") {
 			kept = append(kept, line)
 		}

@@ -19,11 +19,8 @@ import (
 func TestSIGHUPStorm(t *testing.T) {
 	const groups, rounds, burst = 8, 500, 10
 	m := newMachine(t)
-	toml, err := os.ReadFile(m.path("byokd.toml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	m.write("byokd.toml", string(bytes.Replace(toml, []byte(`"debug"`), []byte(`"info"`), 1)))
+	toml := m.read("byokd.toml")
+	m.write("byokd.toml", strings.Replace(toml, `"debug"`, `"info"`, 1))
 	name := func(i int) string { return fmt.Sprint("g", i) }
 	for i := range groups {
 		m.group(name(i), `description = "first"`)
