@@ -49,6 +49,11 @@ func NewDir(opts Options) *Dir { return &Dir{opts: opts, files: make(map[string]
 // not settled: group files and policy files. They are to be looked at again.
 func (d *Dir) Unsettled() []string { return slices.Sorted(maps.Keys(d.fresh)) }
 
+// Refused returns the files that the last Read or Look refused for their directory:
+// group files and policy files. They are to be looked at later, for that it is
+// another by then need not show.
+func (d *Dir) Refused() []string { return slices.Sorted(maps.Keys(d.l.refused)) }
+
 // Reads returns how many files have been read, policy files among them.
 func (d *Dir) Reads() int { return d.reads + d.l.reads }
 
@@ -100,7 +105,7 @@ func (d *Dir) Look(paths ...string) ([]string, error) {
 		return nil, unreadable(d.cfg, err)
 	}
 	dir.Close()
-	d.l.dirs = make(directories) // permissions may have changed
+	d.l.dirs, d.l.refused = make(directories), make(map[string]bool) // permissions may have changed
 	d.fresh = make(map[string]bool)
 	look := make(map[string]bool)
 	for _, path := range paths {

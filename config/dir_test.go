@@ -19,6 +19,34 @@ func groupFile(alias, more string) string {
 	return fmt.Sprintf("[rotation]\nevery = \"90d\"\n[aws]\nregion = \"eu-central-1\"\nalias = \"alias/%s\"\n%s\n", alias, more)
 }
 
+// What is refused for its directory is told of, and what is wrong in itself is not.
+func TestDirRefused(t *testing.T) {
+	tr := newTree(t, map[string]string{
+		"groups.d/good.toml": groupFile("good", `policy_file = "../open/p.json"`), "groups.d/bad.toml": "nonsense", "open/p.json": "{}"})
+	dir := config.NewDir(tr.opts)
+	refused := func(open, groups os.FileMode, want ...string) {
+		t.Helper()
+		for name, mode := range map[string]os.FileMode{"open": open, "groups.d": groups} {
+			if err := os.Chmod(tr.path(name), mode); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := dir.Read(tr.load(t)); err != nil {
+			t.Fatal(err)
+		}
+		for i := range want {
+			want[i] = tr.path(want[i])
+		}
+		if got := dir.Refused(); !slices.Equal(got, want) {
+			t.Errorf("refused for their directories: %q, want %q", got, want)
+		}
+	}
+	refused(0o755, 0o755)
+	refused(0o777, 0o755, "open/p.json")
+	refused(0o755, 0o775, "groups.d/bad.toml", "groups.d/good.toml")
+	refused(0o755, 0o755)
+}
+
 // What a change costs does not depend on how many groups there are.
 func TestDirReadsWhatChanged(t *testing.T) {
 	const groups, sharing = 300, 3

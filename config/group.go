@@ -375,6 +375,8 @@ type loader struct {
 	named string                 // the policy file that the group file read last names; "": none
 	waits bool                   // that one is fresh
 	reads int                    // files read
+
+	refused map[string]bool // files that were refused for their directory
 }
 
 // manyGaps is more schedules than there are groups.
@@ -392,6 +394,7 @@ func newLoader(cfg *Config, opts Options) *loader {
 	return &loader{
 		cfg: cfg, opts: opts,
 		dirs:        make(directories),
+		refused:     make(map[string]bool),
 		zones:       make(map[string]*time.Location),
 		gaps:        make(map[[2]string]time.Duration),
 		policies:    make(map[string]*policyFile),
@@ -409,6 +412,7 @@ func (l *loader) load(path string) (*Group, Problems) {
 	l.reads++
 	file, data, err := l.opts.read(path, l.dirs)
 	if err != nil {
+		l.noteRefused(path, err)
 		return nil, Problems{{File: file, Msg: err.Error()}}
 	}
 	return l.decode(path, file, name, data)
@@ -730,6 +734,7 @@ func (l *loader) readPolicy(path string, p *policyFile) {
 		err = checkPolicy(policy)
 	}
 	if err != nil {
+		l.noteRefused(path, err)
 		p.problem = err.Error()
 		return
 	}
@@ -741,6 +746,13 @@ func (l *loader) readPolicy(path string, p *policyFile) {
 	}
 	l.contents[string(policy)] = policy
 	p.policy = policy
+}
+
+// noteRefused keeps in mind that a file was refused for its directory.
+func (l *loader) noteRefused(path string, err error) {
+	if _, ok := errors.AsType[directoryError](err); ok {
+		l.refused[path] = true
+	}
 }
 
 // checkPolicy checks what KMS demands of a key policy's text. Who is allowed

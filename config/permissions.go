@@ -70,6 +70,9 @@ func checkMode(path string, info fs.FileInfo) error {
 	return fmt.Errorf("may be written to by group or others (mode %04o); run: chmod go-w %s", info.Mode().Perm(), path)
 }
 
+// A directoryError is what is wrong with the directory of a file.
+type directoryError struct{ error }
+
 // directories remembers, for one load, what the checks of directories found.
 type directories map[string]error
 
@@ -97,8 +100,8 @@ func (d directories) checkDir(dir string) error {
 		if info, err = os.Stat(dir); err != nil {
 			err = fmt.Errorf("lies in directory %s, which cannot be looked at: %w", dir, reason(err))
 		} else if writable(info) {
-			err = fmt.Errorf("lies in directory %s, which group or others may write to (mode %04o): put it into one that only its owner can write to, or run: chmod go-w %s",
-				dir, info.Mode().Perm(), dir)
+			err = directoryError{fmt.Errorf("lies in directory %s, which group or others may write to (mode %04o): put it into one that only its owner can write to, or run: chmod go-w %s",
+				dir, info.Mode().Perm(), dir)}
 		}
 		d[dir] = err
 	}

@@ -237,6 +237,7 @@ func (d *Daemon) loadAll(ctx context.Context, trigger string) {
 		return
 	}
 	d.watcher.lookAgain(d.dir.Unsettled()...)
+	d.watcher.lookLater(d.dir.Refused()...)
 	d.unreadable.Store(nil)
 	d.loaded = true
 	for _, name := range d.dir.Names() {
@@ -270,6 +271,7 @@ func (d *Daemon) loadChanged(ctx context.Context, paths []string) {
 		return
 	}
 	d.watcher.lookAgain(d.dir.Unsettled()...)
+	d.watcher.lookLater(d.dir.Refused()...)
 	d.loadGroups(ctx, names)
 }
 

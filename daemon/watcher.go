@@ -84,6 +84,7 @@ type watcher struct {
 	mu       sync.Mutex
 	asked    map[string]bool // what follow was called with
 	again    []string        // what lookAgain was called with
+	later    []string        // what lookLater was
 	asks     chan struct{}
 	followed map[string]bool
 
@@ -101,7 +102,7 @@ type watcherPrint struct {
 	mode, owner      uint32
 	modified, change int64 // nanoseconds; change notices what a restored mtime hides
 	link             uint64
-	dirs             uint64 // of the directories that a link, or a file elsewhere, lies in; see dirPrint
+	dirs             uint64 // the modes of the directories that a link, or a file elsewhere, lies in
 }
 
 type watcherPending struct {
@@ -162,6 +163,36 @@ func (w *watcher) lookAgain(paths ...string) {
 	wake(w.asks)
 }
 
+// lookLater has files told once more when all are looked at next, by their absolute
+// paths: for those that were refused for what is not theirs, such as a directory that
+// others may write to. It may be so no more, and look as it did before. It may be
+// called at any time.
+func (w *watcher) lookLater(paths ...string) {
+	w.mu.Lock()
+	w.later = append(w.later, paths...)
+	w.mu.Unlock()
+}
+
+func (w *watcher) takeLater(now time.Time) {
+	w.mu.Lock()
+	later := w.later
+	w.later = nil
+	w.mu.Unlock()
+	w.checkAgain(later, now)
+}
+
+// checkAgain has files told, by their absolute paths, that are watched still.
+func (w *watcher) checkAgain(paths []string, now time.Time) {
+	for _, path := range paths {
+		switch name := filepath.Base(path); {
+		case filepath.Dir(path) == w.dir && w.keep(name):
+			w.check(name, true, now)
+		case w.followed[path]:
+			w.check(path, true, now)
+		}
+	}
+}
+
 // takeAsked does what follow and lookAgain were called for.
 func (w *watcher) takeAsked(now time.Time) {
 	w.mu.Lock()
@@ -182,14 +213,7 @@ func (w *watcher) takeAsked(now time.Time) {
 			delete(w.known, path)
 		}
 	}
-	for _, path := range again {
-		switch name := filepath.Base(path); {
-		case filepath.Dir(path) == w.dir && w.keep(name):
-			w.check(name, true, now)
-		case w.followed[path]:
-			w.check(path, true, now)
-		}
-	}
+	w.checkAgain(again, now)
 }
 
 // run watches until ctx is done, and calls deliver with the names of files that
@@ -221,6 +245,7 @@ func (w *watcher) run(ctx context.Context, deliver func(names []string)) {
 		if !now.Before(w.rescanAt) {
 			w.rescanAt = now.Add(w.rescan)
 			w.look()
+			w.takeLater(now)
 			if found := w.scan(now); found > 0 && !w.swapped {
 				w.log.Info("changes that no event told of were found by reading the directory", "files", found)
 			}
@@ -270,7 +295,10 @@ func (w *watcher) heard(e fsnotify.Event, now time.Time) {
 	switch {
 	case e.Name == w.at.path:
 		if w.itself {
-			w.check(watcherItself, e.Has(fsnotify.Chmod), now)
+			w.check(watcherItself, false, now)
+		}
+		if e.Has(fsnotify.Chmod) {
+			w.takeLater(now)
 		}
 	case filepath.Dir(e.Name) == w.at.path:
 		if name := filepath.Base(e.Name); w.keep(name) {
@@ -533,21 +561,6 @@ func (w *watcher) same(dir *os.File, name string) bool {
 		modified: stat.Mtim.Nano(), change: stat.Ctim.Nano(), device: uint64(stat.Dev), inode: stat.Ino, owner: stat.Uid}
 }
 
-// primeOfPrints keeps apart what two directories say.
-const primeOfPrints = 1_000_003
-
-// dirPrint is what of a directory decides whether its files are read: its mode.
-// Without events, one that was given and taken back between two looks must show as
-// well, for somebody may have read a file meanwhile; there any change of the
-// directory counts.
-func (w *watcher) dirPrint(info fs.FileInfo) uint64 {
-	print := uint64(info.Mode())
-	if stat, ok := info.Sys().(*syscall.Stat_t); ok && w.notify == nil {
-		print += primeOfPrints * uint64(stat.Ctim.Nano())
-	}
-	return print
-}
-
 // print looks at a file, and at what it links to. Where that cannot be looked
 // at, the link stands for itself.
 func (w *watcher) print(name string) watcherPrint {
@@ -557,7 +570,8 @@ func (w *watcher) print(name string) watcherPrint {
 		if err != nil {
 			return watcherPrint{found: !errors.Is(err, fs.ErrNotExist)}
 		}
-		print := watcherPrint{found: true, dirs: w.dirPrint(info)}
+		// Only what decides whether its files are read: it changes with each of them.
+		print := watcherPrint{found: true, mode: uint32(info.Mode())}
 		if stat, ok := info.Sys().(*syscall.Stat_t); ok {
 			print.owner = stat.Uid
 		}
@@ -570,7 +584,7 @@ func (w *watcher) print(name string) watcherPrint {
 		place := w.resolve(name, path)
 		for _, dir := range []string{filepath.Dir(path), filepath.Dir(place.path)} {
 			if info, err := os.Stat(dir); err == nil {
-				print.dirs = print.dirs*primeOfPrints + w.dirPrint(info)
+				print.dirs = print.dirs<<32 | uint64(uint32(info.Mode()))
 			}
 		}
 	} else {
