@@ -109,13 +109,16 @@ func (d *Daemon) firstDue(g group, generations []lifecycle.Generation) time.Time
 }
 
 // plan has the group's next tick fired.
-func (d *Daemon) plan(name string) {
+func (d *Daemon) plan(name string) { d.planBy(name, d.next) }
+
+// planBy has the tick fired that next says is the group's.
+func (d *Daemon) planBy(name string, next func(group) (tick, at time.Time, missed int)) {
 	g, ok := d.groups.get(name)
 	if !ok {
 		d.runner.Remove(name)
 		return
 	}
-	tick, at, missed := d.next(g)
+	tick, at, missed := next(g)
 	d.runner.Set(name, tick, at, missed)
 }
 
@@ -187,10 +190,7 @@ func (d *Daemon) fireSome(ticks []schedule.Tick) {
 		return
 	}
 	for _, t := range due {
-		if g, ok := d.groups.get(t.Group); ok {
-			tick, at, missed := d.nextWith(g, read)
-			d.runner.Set(t.Group, tick, at, missed)
-		}
+		d.planBy(t.Group, func(g group) (tick, at time.Time, missed int) { return d.nextWith(g, read) })
 	}
 }
 
