@@ -19,9 +19,10 @@ const (
 	// asked for.
 	manyHealthy = 20
 
-	// eventsStuck is for how long events may wait before a person is called, as with
-	// the rule ByokdEventsStuck of docs/alerts.
-	eventsStuck = time.Hour
+	// inVain is for how long byokd may try to send events, as with the rule
+	// ByokdEventsStuck of docs/alerts, or to look for the keys of a group that has none,
+	// before a person is called.
+	inVain = time.Hour
 )
 
 func (t *tool) statusCommand() *cobra.Command {
@@ -234,9 +235,10 @@ func (t *tool) statusCheck(ctx context.Context, names []string) error {
 	return nil
 }
 
-// pendingAlarm is how long byokd may look in vain for the keys of a group that has
-// none before a person is told.
-const pendingAlarm = time.Hour
+// triedInVain reports whether byokd has had a problem for too long.
+func triedInVain(p control.Problem) bool {
+	return !p.Since.IsZero() && time.Since(p.Since.Time) > inVain
+}
 
 // alarms returns what byokd cannot mend by itself. What it can, such as a network
 // that is away, is in here once it has made a rotation overdue.
@@ -263,7 +265,7 @@ func alarms(d control.DaemonStatus, groups []control.GroupStatus) []string {
 			switch {
 			case told[p.Message]:
 			case p.Code == "hsm", // a module that cannot be loaded; a token that is away comes back
-				p.Code == "events" && !p.Since.IsZero() && time.Since(p.Since.Time) > eventsStuck:
+				p.Code == "events" && triedInVain(p):
 				told[p.Message] = true
 				found = append(found, p.Code+": "+p.Message)
 			}
@@ -278,7 +280,7 @@ func alarms(d control.DaemonStatus, groups []control.GroupStatus) []string {
 			case "invalid", "overdue", "discarded", "event-parked", "hook-failed",
 				"alias": // somebody else's, so that the group gets no key
 			case "pending": // of a group that has no key nothing is overdue for as long as overdue_after
-				if g.Active.Generation != nil || p.Since.IsZero() || time.Since(p.Since.Time) < pendingAlarm {
+				if g.Active.Generation != nil || !triedInVain(p) {
 					continue
 				}
 			case "waiting-use": // byokd retires the key when it is of no use any more
