@@ -88,7 +88,7 @@ func (o *online) endpoints(destinations []Destination) map[string]bool {
 			case proxy != "":
 				err = fmt.Errorf("%w (through proxy %s)", err, proxy)
 			case !d.Override:
-				err = fmt.Errorf("%w (without a proxy: HTTPS_PROXY is not set where this runs)", err)
+				err = fmt.Errorf("%w (without a proxy: where this runs HTTPS_PROXY is not set, or NO_PROXY names the host)", err)
 			}
 		}
 		switch {
@@ -152,7 +152,11 @@ func (o *online) place(credential, region string, groups []*config.Group) {
 
 	probe := cloud.Probe{Context: map[string]string{lifecycle.CanaryContext: groups[0].Name},
 		Tags: map[string]string{lifecycle.TagGroup: groups[0].Name}}
-	for _, g := range groups {
+	for i, g := range groups {
+		if i >= ownedLooks && probe.KeyID != "" {
+			o.found(FindingUnknown, subject, "of %d groups, the aliases of the first %d were looked at; byokctl status tells of the others", len(groups), i)
+			break
+		}
 		key, err := kms.DescribeKey(o.ctx, g.AWS.Alias)
 		if err != nil {
 			if !errors.Is(err, cloud.ErrNotFound) {
@@ -179,6 +183,10 @@ func (o *online) place(credential, region string, groups []*config.Group) {
 		}
 	}
 }
+
+// ownedLooks is of how many groups of a credential and Region the aliases are looked
+// at: two requests each, one after the other.
+const ownedLooks = 100
 
 // owned warns of an alias at a key that is not the group's, as far as tags tell: a
 // new group gets no key then.

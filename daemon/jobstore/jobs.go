@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -227,12 +226,11 @@ func (t *tx) insertJob(n NewJob) (id string, err error) {
 		return id, nil
 	}
 	// All of them in one statement: they are most of the rows that a new job makes.
-	names, err := json.Marshal(n.Steps)
+	_, err = t.exec(`INSERT INTO steps (job_id, name, position, state, message) SELECT ?, value, key, 'pending', '' FROM json_each(?)`, id, jsonText(n.Steps))
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("steps %q: %w", n.Steps, err)
 	}
-	_, err = t.exec(`INSERT INTO steps (job_id, name, position, state, message) SELECT ?, value, key, 'pending', '' FROM json_each(?)`, id, string(names))
-	return id, err
+	return id, nil
 }
 
 // putSteps writes steps by name; new ones go to the end.
