@@ -222,17 +222,22 @@ func (d *Daemon) claimAt(ctx context.Context, due []jobstore.Due, running *sync.
 	}
 	skip := jobstore.Skip{HSMs: d.tokens.unavailable(), Gone: d.groups.goneNames()}
 	for len(due) > 0 {
+		turns := len(due)
 		if cfg.MaxJobs > 0 {
+			turns = 1 // and anew: a job that ends meanwhile makes another place the one where the fewest run
 			slices.SortStableFunc(due, func(a, b jobstore.Due) int {
 				return cmp.Or(cmp.Compare(b.Priority, a.Priority), cmp.Compare(d.workers.jobsAt(a.Place), d.workers.jobsAt(b.Place)), a.ReadyAt.Compare(b.ReadyAt))
 			})
 		}
 		left := due[:0]
-		for _, at := range due {
+		for _, at := range due[:turns] {
 			if ctx.Err() != nil || d.ending.Load() {
 				return nil
 			}
 			if !d.workers.room(at.Place, cfg.MaxJobs, cfg.AWS.Quotas.GetParametersForImport) {
+				if cfg.MaxJobs > 0 {
+					return nil // the next room is for all places, which are looked at when a job ends
+				}
 				continue
 			}
 			job, err := d.store.Claim(ctx, d.Now(), at.Place, skip)
@@ -252,7 +257,7 @@ func (d *Daemon) claimAt(ctx context.Context, due []jobstore.Due, running *sync.
 				}
 			})
 		}
-		due = left
+		due = append(left, due[turns:]...)
 	}
 	return nil
 }
