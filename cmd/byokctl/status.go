@@ -241,7 +241,8 @@ func triedInVain(p control.Problem) bool {
 }
 
 // alarms returns what byokd cannot mend by itself. What it can, such as a network
-// that is away, is in here once it has made a rotation overdue.
+// that is away, is in here once it has made a rotation overdue, or has been tried in
+// vain for events or for the first key of a group.
 func alarms(d control.DaemonStatus, groups []control.GroupStatus) []string {
 	var found []string
 	for _, h := range d.HSMs {
