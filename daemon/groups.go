@@ -236,8 +236,7 @@ func (d *Daemon) loadAll(ctx context.Context, trigger string) {
 		}
 		return
 	}
-	d.watcher.lookAgain(d.dir.Unsettled()...)
-	d.watcher.lookLater(d.dir.Refused()...)
+	d.lookOnceMore()
 	d.unreadable.Store(nil)
 	d.loaded = true
 	for _, name := range d.dir.Names() {
@@ -249,6 +248,15 @@ func (d *Daemon) loadAll(ctx context.Context, trigger string) {
 	d.relations = config.NewRelations(cfg)
 	d.apply(ctx, cfg, k, trigger)
 	d.lookForOverloads()
+}
+
+// lookOnceMore has files told again that were read too early or refused for their
+// directory. The recovery of a database watches none.
+func (d *Daemon) lookOnceMore() {
+	if d.watcher != nil {
+		d.watcher.lookAgain(d.dir.Unsettled()...)
+		d.watcher.lookLater(d.dir.Refused()...)
+	}
 }
 
 // loadChanged does for some files, or groups_dir itself, what load does for all.
@@ -270,8 +278,7 @@ func (d *Daemon) loadChanged(ctx context.Context, paths []string) {
 		d.cannotRead(err)
 		return
 	}
-	d.watcher.lookAgain(d.dir.Unsettled()...)
-	d.watcher.lookLater(d.dir.Refused()...)
+	d.lookOnceMore()
 	d.loadGroups(ctx, names)
 }
 

@@ -29,6 +29,25 @@ func (w *world) loseDatabase() {
 	w.initState()
 }
 
+// Group files that are refused for their directory are no group to recover, and
+// nothing else is wrong.
+func TestRecoverRefusedFiles(t *testing.T) {
+	w := newWorld(t)
+	w.group("payments", every, "")
+	w.start()
+	w.untilGeneration("payments", 1)
+	w.loseDatabase()
+	for _, mode := range []os.FileMode{0o775, 0o755} {
+		if err := os.Chmod(w.path("groups.d"), mode); err != nil {
+			t.Fatal(err)
+		}
+		groups := w.recover(true)
+		if refused := len(groups) == 1 && len(groups[0].Recovered) == 0; refused != (mode == 0o775) {
+			t.Errorf("mode %o: %+v", mode, groups)
+		}
+	}
+}
+
 func (w *world) recover(dryRun bool) []daemon.Recovered {
 	w.t.Helper()
 	groups, err := daemon.Recover(w.t.Context(), w.config(), dryRun, slog.New(slog.NewTextHandler(w.log, nil)))
