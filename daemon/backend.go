@@ -27,17 +27,17 @@ func unknownGroup(name string) error {
 
 // Status returns the state of the named groups, or of all.
 func (d *Daemon) Status(ctx context.Context, names []string) ([]control.GroupStatus, error) {
-	for _, name := range names {
-		if _, ok := d.groups.get(name); !ok {
-			return nil, unknownGroup(name)
-		}
-	}
 	if len(names) == 0 {
 		names = nil // all
 	}
 	groups, err := d.states(ctx, names)
 	if err != nil {
 		return nil, err
+	}
+	for i, name := range names {
+		if i >= len(groups) || groups[i].name != name {
+			return nil, unknownGroup(name)
+		}
 	}
 	c, err := d.common(ctx)
 	if err != nil {

@@ -49,8 +49,8 @@ func (c *dirty) add(name string) {
 
 // touched notes that something of a group has changed. gs.mu is held.
 func (gs *groups) touched(g *group) {
-	g.version++
-	g.shown = nil
+	gs.changes++
+	g.version = gs.changes
 	gs.toShow.add(g.name)
 	gs.toRenew.add(g.name)
 	gs.toCompare.add(g.name)
@@ -73,9 +73,9 @@ func (gs *groups) changed(names []string) {
 func (gs *groups) allChanged() {
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
+	gs.changes++
 	for _, g := range gs.m {
-		g.version++
-		g.keys, g.shown = nil, nil
+		g.version, g.keys = gs.changes, nil
 	}
 	gs.toShow, gs.toRenew, gs.toCompare = dirty{all: true}, dirty{all: true}, dirty{all: true}
 }
@@ -182,7 +182,7 @@ func (d *Daemon) show(ctx context.Context, names []string) error {
 	}
 	var stale []string
 	for _, name := range names {
-		if g, ok := gs.m[name]; ok && !g.shown.holds(now) {
+		if g, ok := gs.m[name]; ok && !g.holds(now) {
 			stale = append(stale, name)
 		}
 	}
@@ -208,17 +208,11 @@ func (d *Daemon) show(ctx context.Context, names []string) error {
 	for i := range groups {
 		s := d.groupStatus(groups[i], v)
 		gs.mu.Lock()
-		if g, ok := gs.m[s.Group]; ok && g.version == groups[i].version {
-			g.shown = s
+		if g, ok := gs.m[s.Group]; ok && g.shownVersion <= groups[i].version {
+			g.shown, g.shownVersion = s, groups[i].version
 			if gs.nextTurn.IsZero() || s.until.Before(gs.nextTurn) {
 				gs.nextTurn = s.until
 			}
-		} else if ok && g.shown == nil {
-			// It has changed meanwhile; what was seen is better than nothing, and
-			// does not hold.
-			old := *s
-			old.until = old.at
-			g.shown = &old
 		}
 		gs.mu.Unlock()
 	}
@@ -226,6 +220,7 @@ func (d *Daemon) show(ctx context.Context, names []string) error {
 }
 
 // states returns the groups named, or all for nil, as they are to be shown, by name.
+// One that has changed since it was worked out is as it was then.
 func (d *Daemon) states(ctx context.Context, names []string) ([]*group, error) {
 	if err := d.show(ctx, names); err != nil {
 		return nil, err

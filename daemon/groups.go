@@ -56,9 +56,10 @@ type group struct {
 	renewing string // unique key of the last job that its expiry asked for
 	drift    driftWatch
 
-	version int    // counts what has changed of it
-	keys    *keys  // nil: to be read
-	shown   *shown // its state; nil: to be worked out
+	version      int    // groups.changes when something of it last changed; 0: never
+	keys         *keys  // nil: to be read
+	shown        *shown // its state, as it was last worked out; nil: it never was
+	shownVersion int    // what version its state is of
 }
 
 func newGroup(name string) *group { return &group{name: name, looking: new(sync.Mutex)} }
@@ -71,7 +72,8 @@ type groups struct {
 	gone  map[string]bool // those whose file is gone
 	epoch int             // how often everything that was seen of them has become void
 
-	sorted []string // all names; nil: to be sorted
+	sorted  []string // all names; nil: to be sorted
+	changes int      // counts what has changed of any group
 
 	// Those that have changed since their state was last told of, since it was last
 	// looked at what expires of them, and since it was last worked out when they

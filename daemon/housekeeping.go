@@ -126,7 +126,7 @@ func (d *Daemon) tidy(ctx context.Context) {
 			return
 		}
 		for _, name := range names {
-			if g, ok := gs.get(name); ok && g.shown != nil && d.cfg.Load().Designated && d.announces() {
+			if g, ok := gs.get(name); ok && g.current() && d.cfg.Load().Designated && d.announces() {
 				if err := d.report(ctx, g); err != nil && ctx.Err() == nil {
 					gs.giveBack(&gs.toShow, name)
 					d.storeFailed("store an event", err)
@@ -155,7 +155,7 @@ func (gs *groups) turned(now time.Time) (names []string) {
 	for name, g := range gs.m {
 		switch {
 		case g.shown == nil:
-		case !g.shown.holds(now):
+		case !g.holds(now):
 			names = append(names, name)
 		case gs.nextTurn.IsZero() || g.shown.until.Before(gs.nextTurn):
 			gs.nextTurn = g.shown.until

@@ -143,48 +143,40 @@ func TestPage(t *testing.T) {
 		}
 	}
 
-	// The JSON is that of byokctl.
-	same := func(path string, got, want any) {
+	// The JSON is that of byokctl, where nothing changes while both are asked.
+	ctx := t.Context()
+	same := func(path string, got any, ask func() (any, error)) {
 		t.Helper()
-		resp, body := w.get(base + path)
-		if resp.Header.Get("Content-Type") != "application/json" {
-			t.Errorf("%s: %s", path, resp.Header.Get("Content-Type"))
+		byokctl := func() string {
+			v, err := ask()
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, _ := json.Marshal(v)
+			return string(b)
 		}
+		var want, body string
+		w.until("byokctl has the same before and after "+path, func() bool {
+			want = byokctl()
+			var resp *http.Response
+			resp, body = w.get(base + path)
+			if resp.Header.Get("Content-Type") != "application/json" {
+				t.Fatalf("%s: %s", path, resp.Header.Get("Content-Type"))
+			}
+			return want == byokctl()
+		})
 		if err := json.Unmarshal([]byte(body), got); err != nil {
 			t.Fatalf("%s: %v", path, err)
 		}
-		a, _ := json.Marshal(got)
-		b, _ := json.Marshal(want)
-		if string(a) != string(b) || strings.TrimSpace(body) != string(b) {
-			t.Errorf("%s:\n%s\nbyokctl has\n%s", path, body, b)
+		if b, _ := json.Marshal(got); string(b) != want || strings.TrimSpace(body) != want {
+			t.Errorf("%s:\n%s\nbyokctl has\n%s", path, body, want)
 		}
 	}
-	ctx := t.Context()
-	status, err := w.client.Status(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	same("/status.json", new([]control.GroupStatus), status)
-	timeline, err := w.client.Timeline(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	same("/timeline.json", new([]control.Timeline), timeline)
-	keys, err := w.client.Keys(ctx, "ledger")
-	if err != nil {
-		t.Fatal(err)
-	}
-	same("/groups/ledger/keys.json", new([]control.Key), keys)
-	jobs, err := w.client.Jobs(ctx, control.JobFilter{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	same("/jobs.json", new([]control.JobSummary), jobs)
-	daemon, err := w.client.Daemon(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	same("/daemon.json", new(control.DaemonStatus), daemon)
+	same("/status.json", new([]control.GroupStatus), func() (any, error) { return w.client.Status(ctx) })
+	same("/timeline.json", new([]control.Timeline), func() (any, error) { return w.client.Timeline(ctx) })
+	same("/groups/ledger/keys.json", new([]control.Key), func() (any, error) { return w.client.Keys(ctx, "ledger") })
+	same("/jobs.json", new([]control.JobSummary), func() (any, error) { return w.client.Jobs(ctx, control.JobFilter{}) })
+	same("/daemon.json", new(control.DaemonStatus), func() (any, error) { return w.client.Daemon(ctx) })
 	var events []control.Event
 	if _, body := w.get(base + "/events.json"); json.Unmarshal([]byte(body), &events) != nil || len(events) != 4 ||
 		events[0].State != control.EventParked || events[3].State != control.EventSent {

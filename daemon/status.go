@@ -78,9 +78,13 @@ type shown struct {
 // nothing tells otherwise.
 const longestShown = 6 * time.Hour
 
-// holds reports whether it is so at a time.
-func (s *shown) holds(now time.Time) bool {
-	return s != nil && !now.Before(s.at) && now.Before(s.until)
+// current reports whether nothing of a group has changed since its state was worked
+// out.
+func (g *group) current() bool { return g.shown != nil && g.shownVersion == g.version }
+
+// holds reports whether a group's state is still as it was worked out.
+func (g *group) holds(now time.Time) bool {
+	return g.current() && !now.Before(g.shown.at) && now.Before(g.shown.until)
 }
 
 // groupStatus works the state of one group out.
