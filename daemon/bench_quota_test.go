@@ -184,6 +184,29 @@ func BenchmarkQuotaManyPlaces(b *testing.B) {
 		regions, groups, target(took, groups*time.Second, 5), throttled(codes), sum(counts))
 }
 
+// BenchmarkQuotaAhead rotates groups in place that are due at one time, with the import
+// parameters fetched ahead and without.
+func BenchmarkQuotaAhead(b *testing.B) {
+	const groups = 60
+	w, c, wave := newWaveWorld(b, groups, 0, "")
+	rotated := func(at time.Time, generation int) time.Duration {
+		begun := time.Now()
+		w.moved(at)
+		w.untilAll(groups, generation)
+		return time.Since(begun)
+	}
+	c.taken()
+	w.moved(wave.Add(-20 * time.Minute))
+	w.until("import parameters are fetched ahead", func() bool { return w.log.contains("fetched ahead") })
+	counts, _ := c.taken()
+	ahead := counts["GetParametersForImport"]
+	with := rotated(wave.Add(time.Second), 2)
+	counts, codes := c.taken()
+	without := rotated(wave.Add(24*time.Hour+time.Second), 3)
+	fmt.Printf("bench: a wave of %d rotations in place, default quotas, %d import parameters fetched ahead: %.1f s, %v of %d requests throttled; none fetched ahead: %.1f s (%.2f times the time)\n",
+		groups, ahead, with.Seconds(), throttled(codes), sum(counts), without.Seconds(), without.Seconds()/with.Seconds())
+}
+
 func sum(counts map[string]int) (n int) {
 	for _, c := range counts {
 		n += c

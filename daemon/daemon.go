@@ -148,6 +148,7 @@ type Daemon struct {
 	watchWake  chan struct{} // the clock was set
 	upkeepWake chan struct{} // old jobs may be to be removed, by a clock that was set
 	driftWake  chan struct{} // a group may have to be compared with AWS
+	aheadWake  chan struct{} // the clock was set
 	tidyWake   chan struct{} // systemd is to be told at once how things are
 	loadWake   chan struct{} // again was called
 	changes    *broadcast    // something about a job has changed
@@ -166,6 +167,7 @@ type Daemon struct {
 	reloaded  atomic.Pointer[control.Reload]
 	workers   *workers
 	overloads overloadWatch
+	ahead     aheadWatch
 
 	// designated ends when this is no longer the designated device; resign ends it.
 	designated atomic.Pointer[context.Context]
@@ -205,7 +207,7 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 	}
 	d := &Daemon{Options: o, log: o.Logger, started: o.Now(),
 		jobsWake: make(chan struct{}, 1), outboxWake: make(chan struct{}, 1), hooksWake: make(chan struct{}, 1),
-		groupsWake: make(chan struct{}, 1), expiryWake: make(chan struct{}, 1), watchWake: make(chan struct{}, 1), upkeepWake: make(chan struct{}, 1), driftWake: make(chan struct{}, 1), loadWake: make(chan struct{}, 1), tidyWake: make(chan struct{}, 1),
+		groupsWake: make(chan struct{}, 1), expiryWake: make(chan struct{}, 1), watchWake: make(chan struct{}, 1), upkeepWake: make(chan struct{}, 1), driftWake: make(chan struct{}, 1), aheadWake: make(chan struct{}, 1), loadWake: make(chan struct{}, 1), tidyWake: make(chan struct{}, 1),
 		changes: newBroadcast(), workers: newWorkers(), fatal: make(chan error, 1), pulses: newPulses()}
 	if d.host, err = os.Hostname(); err != nil {
 		return nil, fmt.Errorf("read this machine's name: %w", err)
@@ -355,6 +357,7 @@ func (d *Daemon) run(ctx context.Context) error {
 	loop("expiry", d.watchExpiry)
 	loop("keys", d.watchKeys)
 	loop("drift", d.watchDrift)
+	loop("ahead", d.fetchAhead)
 	loop("reloads", d.reloads)
 	loop("clock", d.watchClock)
 	// These are in calls to modules, and to whoever reads metrics and page, all the time.
@@ -464,6 +467,7 @@ func (d *Daemon) wakeAll() {
 	wake(d.watchWake)
 	wake(d.upkeepWake)
 	wake(d.driftWake)
+	wake(d.aheadWake)
 	wake(d.tidyWake)
 }
 

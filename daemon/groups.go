@@ -929,6 +929,7 @@ func slim(row jobstore.Group, def *config.Group) jobstore.Group {
 
 func (gs *groups) forget(name string) {
 	gs.d.metrics.forget(name)
+	gs.d.ahead.forget(name)
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
 	delete(gs.m, name)
