@@ -1,47 +1,27 @@
 package jobstore
 
-import (
-	"context"
-	"database/sql/driver"
-	"fmt"
-	"strings"
+// note has [Store.Tell] tell that something of a group has changed: a generation, a
+// job, a difference, or whether an event is parked. Whatever changes one of these
+// notes it; the tests see to that by triggers on the tables.
+func (t *tx) note(group string) { t.changed = append(t.changed, group) }
 
-	"modernc.org/sqlite"
-)
+// change runs a statement that changes rows of one of those tables, notes their
+// groups, and returns how many rows it changed.
+func (t *tx) change(query string, args ...any) (int, error) {
+	rows, err := t.query(query+` RETURNING grp`, args...)
+	groups, err := collect(rows, err, scanString)
+	t.wrote = t.wrote || len(groups) > 0
+	t.changed = append(t.changed, groups...)
+	return len(groups), err
+}
 
-// tellsChanges is the parameter of a connection that notes in temp.changed of which
-// groups something was changed. SQLite passes over parameters that it does not know.
-const tellsChanges = "_tells_changes=1"
-
-// changeTriggers note it, whoever writes and however.
-var changeTriggers = func() string {
-	script := `CREATE TEMP TABLE changed (grp TEXT NOT NULL);`
-	for i, t := range []struct{ when, row string }{
-		{"INSERT ON main.jobs", "NEW"},
-		{"UPDATE ON main.jobs", "NEW"},
-		{"DELETE ON main.jobs WHEN OLD.state = 'discarded'", "OLD"},
-		{"INSERT ON main.generations", "NEW"},
-		{"UPDATE ON main.generations", "NEW"},
-		{"INSERT ON main.drift", "NEW"},
-		{"UPDATE ON main.drift", "NEW"},
-		{"DELETE ON main.drift", "OLD"},
-		{"UPDATE OF state ON main.outbox WHEN NEW.state = 'parked' OR OLD.state = 'parked'", "NEW"},
-	} {
-		when, condition, _ := strings.Cut(t.when, " WHEN ")
-		if condition != "" {
-			condition = "WHEN " + condition
-		}
-		script += fmt.Sprintf("CREATE TEMP TRIGGER changed_%d AFTER %s %s BEGIN INSERT INTO changed VALUES (%s.grp); END;", i, when, condition, t.row)
+// changeJobs is change for a statement on jobs, and returns which it has changed.
+func (t *tx) changeJobs(query string, args ...any) ([]jobRef, error) {
+	rows, err := t.query(query+` RETURNING id, grp`, args...)
+	jobs, err := collect(rows, err, scanJobRef)
+	t.wrote = t.wrote || len(jobs) > 0
+	for _, j := range jobs {
+		t.note(j.group)
 	}
-	return script
-}()
-
-func init() {
-	sqlite.RegisterConnectionHook(func(conn sqlite.ExecQuerierContext, dsn string) error {
-		if !strings.Contains(dsn, tellsChanges) {
-			return nil
-		}
-		_, err := conn.ExecContext(context.Background(), "PRAGMA temp_store = memory;"+changeTriggers, []driver.NamedValue{})
-		return err
-	})
+	return jobs, err
 }

@@ -2,6 +2,7 @@ package jobstore
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"slices"
 	"time"
@@ -91,21 +92,26 @@ func (s *Store) Claim(ctx context.Context, now time.Time, place string, skip Ski
 		first := `(SELECT j.id FROM jobs j WHERE j.place = ?2 AND j.priority = %d AND j.ready_at <= ?1
 			AND NOT EXISTS (SELECT 1 FROM jobs r WHERE r.grp = j.grp AND r.state = 'running') AND NOT (` + inTheWay + `)` + skipped + `
 			ORDER BY j.ready_at, j.id LIMIT 1)`
-		rows, err := t.query(`UPDATE jobs SET state = 'running', attempt = attempt + 1, waiting_for = '', next_attempt = NULL,
-				started_at = coalesce(started_at, ?1)
-			WHERE state IN ('available', 'retryable')
-				AND id = coalesce(`+fmt.Sprintf(first, 2)+`, `+fmt.Sprintf(first, 1)+`, `+fmt.Sprintf(first, 0)+`)
-			RETURNING `+jobColumns, args...)
-		claimed, err := collect(rows, err, scanJob)
+		var id sql.NullString
+		err := t.row(`SELECT coalesce(`+fmt.Sprintf(first, 2)+`, `+fmt.Sprintf(first, 1)+`, `+fmt.Sprintf(first, 0)+`)`, args, &id)
 		if err != nil {
 			return err
 		}
-		if len(claimed) == 0 {
+		if !id.Valid {
 			return errNothing
 		}
-		job = &claimed[0]
-		job.Steps, err = loadSteps(t.query, job.ID)
-		return err
+		// Nobody else writes in between.
+		if _, err := t.exec(`UPDATE jobs SET state = 'running', attempt = attempt + 1, waiting_for = '', next_attempt = NULL,
+			started_at = coalesce(started_at, ?1) WHERE id = ?2`, millis(now), id.String); err != nil {
+			return err
+		}
+		claimed, err := loadJob(t.query, id.String)
+		if err != nil {
+			return err
+		}
+		t.note(claimed.Group)
+		job = &claimed
+		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("claim a job: %w", err)

@@ -23,26 +23,27 @@ func (s *Store) SetBack(ctx context.Context, now time.Time, longest time.Duratio
 		at, limit := millis(now), millis(now.Add(longest))
 		n = 0
 		for _, q := range []struct {
+			run   func(query string, args ...any) (int, error)
 			query string
 			args  []any
 		}{
-			{`UPDATE jobs SET next_attempt = ?1 WHERE state = 'retryable' AND next_attempt > ?2`, []any{at, limit}},
-			{`UPDATE jobs SET due_at = ?1 + max(due_at - created_at, 0), created_at = ?1 WHERE state = 'available' AND created_at > ?1`, []any{at}},
-			{`UPDATE jobs SET first_failed = ?1 WHERE state IN ('available', 'running', 'retryable') AND first_failed > ?1`, []any{at}},
-			{`UPDATE jobs SET failure_reported = ?1 WHERE state IN ('available', 'running', 'retryable') AND failure_reported > ?1`, []any{at}},
-			{`UPDATE outbox SET next_attempt = NULL WHERE state = 'pending' AND next_attempt > ?1`, []any{limit}},
-			{`UPDATE generations SET activated_at = CASE WHEN created_at <= ?1 THEN created_at ELSE ?1 END WHERE ` + latest + ` > ?1 AND activated_at > ?1`, []any{at}},
-			{`UPDATE generations SET left_at = ?1 WHERE ` + latest + ` > ?1 AND left_at > ?1`, []any{at}},
-			{`DELETE FROM triggers WHERE at > ?1 AND unique_key LIKE 'tick:%'`, []any{at}},
-			{`UPDATE groups SET first_seen = ?1 WHERE first_seen > ?1`, []any{at}},
-			{`UPDATE groups SET enabled_at = ?1 WHERE enabled_at > ?1`, []any{at}},
-			{`UPDATE groups SET last_tick = ?1 WHERE last_tick > ?1`, []any{at}},
-			{`UPDATE groups SET overdue_reported = NULL WHERE overdue_reported > ?1`, []any{at}},
-			{`UPDATE groups SET drift_checked = ?1 WHERE drift_checked > ?1`, []any{at}},
-			{`UPDATE drift SET since = min(since, ?1), repair_at = min(repair_at, ?1) WHERE since > ?1 OR repair_at > ?1`, []any{at}},
-			{`UPDATE generations SET warned_valid_to = NULL, warned_days = 0 WHERE ` + latest + ` > ?1 AND warned_valid_to - warned_days * 86400000 > ?1`, []any{at}},
+			{t.change, `UPDATE jobs SET next_attempt = ?1 WHERE state = 'retryable' AND next_attempt > ?2`, []any{at, limit}},
+			{t.change, `UPDATE jobs SET due_at = ?1 + max(due_at - created_at, 0), created_at = ?1 WHERE state = 'available' AND created_at > ?1`, []any{at}},
+			{t.change, `UPDATE jobs SET first_failed = ?1 WHERE state IN ('available', 'running', 'retryable') AND first_failed > ?1`, []any{at}},
+			{t.change, `UPDATE jobs SET failure_reported = ?1 WHERE state IN ('available', 'running', 'retryable') AND failure_reported > ?1`, []any{at}},
+			{t.exec, `UPDATE outbox SET next_attempt = NULL WHERE state = 'pending' AND next_attempt > ?1`, []any{limit}},
+			{t.change, `UPDATE generations SET activated_at = CASE WHEN created_at <= ?1 THEN created_at ELSE ?1 END WHERE ` + latest + ` > ?1 AND activated_at > ?1`, []any{at}},
+			{t.change, `UPDATE generations SET left_at = ?1 WHERE ` + latest + ` > ?1 AND left_at > ?1`, []any{at}},
+			{t.exec, `DELETE FROM triggers WHERE at > ?1 AND unique_key LIKE 'tick:%'`, []any{at}},
+			{t.exec, `UPDATE groups SET first_seen = ?1 WHERE first_seen > ?1`, []any{at}},
+			{t.exec, `UPDATE groups SET enabled_at = ?1 WHERE enabled_at > ?1`, []any{at}},
+			{t.exec, `UPDATE groups SET last_tick = ?1 WHERE last_tick > ?1`, []any{at}},
+			{t.exec, `UPDATE groups SET overdue_reported = NULL WHERE overdue_reported > ?1`, []any{at}},
+			{t.exec, `UPDATE groups SET drift_checked = ?1 WHERE drift_checked > ?1`, []any{at}},
+			{t.change, `UPDATE drift SET since = min(since, ?1), repair_at = min(repair_at, ?1) WHERE since > ?1 OR repair_at > ?1`, []any{at}},
+			{t.change, `UPDATE generations SET warned_valid_to = NULL, warned_days = 0 WHERE ` + latest + ` > ?1 AND warned_valid_to - warned_days * 86400000 > ?1`, []any{at}},
 		} {
-			changed, err := t.exec(q.query, q.args...)
+			changed, err := q.run(q.query, q.args...)
 			if err != nil {
 				return err
 			}

@@ -48,8 +48,11 @@ func (s *Store) SetDrift(ctx context.Context, group string, at time.Time, found 
 		if n == 0 {
 			return ErrNotFound
 		}
-		if _, err := t.exec(`DELETE FROM drift WHERE grp = ?`, group); err != nil {
+		if n, err = t.exec(`DELETE FROM drift WHERE grp = ?`, group); err != nil {
 			return err
+		}
+		if n > 0 || len(found) > 0 {
+			t.note(group)
 		}
 		for _, d := range found {
 			_, err := t.exec(`INSERT INTO drift (grp, key_id, kind, generation, expected, found, message, since, repair_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
@@ -76,6 +79,7 @@ func (s *Store) ReportExpiring(ctx context.Context, generation int, validTo time
 		if err != nil || n == 0 {
 			return err
 		}
+		t.note(e.Group)
 		reported = true
 		return t.insertEvent(e)
 	})

@@ -3,7 +3,10 @@ package jobstore
 import (
 	"context"
 	"database/sql"
+	"fmt"
 	"io/fs"
+	"slices"
+	"strings"
 )
 
 // OpenUnlocked is Open without the lock, so that several processes can race.
@@ -45,4 +48,60 @@ func (s *Store) Undo(ctx context.Context) error {
 		_, err := t.exec(`ROLLBACK`)
 		return err
 	})
+}
+
+// changes are what Tell is about, as triggers that note it in temp.changed, whoever
+// writes and however.
+var changes = func() string {
+	script := `CREATE TEMP TABLE IF NOT EXISTS changed (grp TEXT NOT NULL);`
+	for i, t := range []struct{ when, row string }{
+		{"INSERT ON main.jobs", "NEW"},
+		{"UPDATE ON main.jobs", "NEW"},
+		{"DELETE ON main.jobs WHEN OLD.state = 'discarded'", "OLD"},
+		{"INSERT ON main.generations", "NEW"},
+		{"UPDATE ON main.generations", "NEW"},
+		{"INSERT ON main.drift", "NEW"},
+		{"UPDATE ON main.drift", "NEW"},
+		{"DELETE ON main.drift", "OLD"},
+		{"UPDATE OF state ON main.outbox WHEN NEW.state = 'parked' OR OLD.state = 'parked'", "NEW"},
+	} {
+		when, condition, _ := strings.Cut(t.when, " WHEN ")
+		if condition != "" {
+			condition = "WHEN " + condition
+		}
+		script += fmt.Sprintf("CREATE TEMP TRIGGER IF NOT EXISTS changed_%d AFTER %s %s BEGIN INSERT INTO changed VALUES (%s.grp); END;", i, when, condition, t.row)
+	}
+	return script
+}()
+
+// Unwatched has a benchmark's transactions be as they are outside of tests.
+func Unwatched() { watch = func(*tx) func() { return func() {} } }
+
+// Every transaction of these tests has to note what it changes, and that it does.
+func init() {
+	watch = func(t *tx) func() {
+		var before, after int64
+		must := func(err error) {
+			if err != nil && !IsDamaged(err) {
+				panic(err)
+			}
+		}
+		must(func() error { _, err := t.tx.Exec(changes); return err }())
+		must(func() error { _, err := t.tx.Exec(`DELETE FROM temp.changed`); return err }())
+		must(t.tx.QueryRow(`SELECT total_changes()`).Scan(&before))
+		return func() {
+			must(t.tx.QueryRow(`SELECT total_changes() - (SELECT count(*) FROM temp.changed)`).Scan(&after))
+			rows, err := t.tx.Query(`SELECT DISTINCT grp FROM temp.changed`)
+			changed, err := collect(rows, err, scanString)
+			must(err)
+			for _, group := range changed {
+				if !slices.Contains(t.changed, group) {
+					panic(fmt.Sprintf("group %s was changed and is not noted, %v are", group, t.changed))
+				}
+			}
+			if t.wrote != (after != before) {
+				panic(fmt.Sprintf("noted whether something was changed: %v; rows that were: %d", t.wrote, after-before))
+			}
+		}
+	}
 }

@@ -2,6 +2,7 @@ package jobstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -60,9 +61,7 @@ func (t *tx) putGenerations(gens []Generation) error {
 }
 
 func (t *tx) putGeneration(g Generation) error {
-	if err := t.knowsGroup(g.Group); err != nil {
-		return err
-	}
+	t.note(g.Group)
 	_, err := t.exec(`INSERT INTO generations (`+generationColumns+`)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (grp, number) DO UPDATE SET stage = excluded.stage, hsm = excluded.hsm, hsm_label = excluded.hsm_label,
@@ -76,6 +75,9 @@ func (t *tx) putGeneration(g Generation) error {
 		g.MaterialID, millis(g.CreatedAt), millis(g.ImportedAt), millis(g.ActivatedAt), millis(g.ValidTo),
 		millis(g.DisabledAt), millis(g.MaterialDeletedAt), millis(g.DeletionDate),
 		millis(g.LeftAt), millis(g.KeptAt), g.Policy, jsonText(g.Tags))
+	if err != nil {
+		err = errors.Join(t.knowsGroup(g.Group), err)
+	}
 	return err
 }
 

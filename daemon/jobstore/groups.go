@@ -211,6 +211,7 @@ func (s *Store) RenameGroup(ctx context.Context, from, to string) error {
 		if _, err := t.exec(`UPDATE groups SET name = ?, removed_at = NULL WHERE name = ?`, to, from); err != nil {
 			return err
 		}
+		t.note(to)
 		return t.insertAudit(to, "", []AuditEntry{{Actor: "byokd", Action: "rename group", Detail: fmt.Sprintf("%s is now %s", from, to)}})
 	})
 	if err != nil {
@@ -251,6 +252,8 @@ func (t *tx) absorb(from, to string) error {
 			return err
 		}
 	}
+	t.note(from)
+	t.note(to)
 	_, err = t.exec(`DELETE FROM groups WHERE name = ?`, to)
 	return err
 }

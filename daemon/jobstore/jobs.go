@@ -188,6 +188,7 @@ func (t *tx) enqueue(n NewJob) (Enqueued, error) {
 		} else if n.Expiring {
 			_, err = t.exec(`UPDATE jobs SET expiring = 1 WHERE id = ?`, e.JobID)
 		}
+		t.note(n.Group)
 	} else {
 		e.JobID, err = t.insertJob(n)
 	}
@@ -222,6 +223,7 @@ func (t *tx) insertJob(n NewJob) (id string, err error) {
 	if err != nil {
 		return "", err
 	}
+	t.note(n.Group)
 	if len(n.Steps) == 0 {
 		return id, nil
 	}
@@ -236,11 +238,12 @@ func (t *tx) insertJob(n NewJob) (id string, err error) {
 // putSteps writes steps by name; new ones go to the end.
 func (t *tx) putSteps(jobID string, steps []Step) error {
 	for _, st := range steps {
-		_, err := t.exec(`INSERT INTO steps (job_id, name, position, state, started_at, finished_at, message, data)
-			VALUES (?1, ?2, (SELECT count(*) FROM steps WHERE job_id = ?1), ?3, ?4, ?5, ?6, ?7)
-			ON CONFLICT (job_id, name) DO UPDATE SET state = excluded.state, started_at = excluded.started_at,
-				finished_at = excluded.finished_at, message = excluded.message, data = excluded.data`,
-			jobID, st.Name, st.State, millis(st.StartedAt), millis(st.FinishedAt), st.Message, text(st.Data))
+		args := []any{jobID, st.Name, st.State, millis(st.StartedAt), millis(st.FinishedAt), st.Message, text(st.Data)}
+		n, err := t.exec(`UPDATE steps SET state = ?3, started_at = ?4, finished_at = ?5, message = ?6, data = ?7 WHERE job_id = ?1 AND name = ?2`, args...)
+		if err == nil && n == 0 {
+			_, err = t.exec(`INSERT INTO steps (job_id, name, position, state, started_at, finished_at, message, data)
+				VALUES (?1, ?2, (SELECT count(*) FROM steps WHERE job_id = ?1), ?3, ?4, ?5, ?6, ?7)`, args...)
+		}
 		if err != nil {
 			return fmt.Errorf("step %s: %w", st.Name, err)
 		}
@@ -299,11 +302,16 @@ func (s *Store) Advance(ctx context.Context, c Change) error {
 }
 
 func (t *tx) apply(c Change) error {
+	group := ""
 	if c.JobID != "" {
-		err := t.guard(t.exec(`UPDATE jobs SET generation = CASE WHEN ?1 = 0 THEN generation ELSE ?1 END WHERE id = ?2 AND state = 'running'`,
-			c.Generation, c.JobID))
-		if err != nil {
+		var err error
+		if group, err = t.running(c.JobID); err != nil {
 			return err
+		}
+		if c.Generation != 0 {
+			if _, err := t.exec(`UPDATE jobs SET generation = ? WHERE id = ?`, c.Generation, c.JobID); err != nil {
+				return err
+			}
 		}
 		if err := t.putSteps(c.JobID, c.Steps); err != nil {
 			return err
@@ -323,7 +331,7 @@ func (t *tx) apply(c Change) error {
 		return err
 	}
 	if c.Applied != "" {
-		if _, err := t.exec(`UPDATE groups SET applied_digest = ? WHERE name = (SELECT grp FROM jobs WHERE id = ?)`, c.Applied, c.JobID); err != nil {
+		if _, err := t.exec(`UPDATE groups SET applied_digest = ? WHERE name = ?`, c.Applied, group); err != nil {
 			return err
 		}
 	}
@@ -338,29 +346,35 @@ func (t *tx) apply(c Change) error {
 	return nil
 }
 
-// guard turns an update that met no row into ErrNotRunning.
-func (t *tx) guard(n int, err error) error {
-	if err == nil && n == 0 {
-		return ErrNotRunning
+// running is the guard of what is recorded of a job: ErrNotRunning, if it is not, and
+// the job's group, of which something changes.
+func (t *tx) running(jobID string) (group string, err error) {
+	err = t.row(`SELECT grp FROM jobs WHERE id = ? AND state = 'running'`, []any{jobID}, &group)
+	if errors.Is(err, ErrNotFound) {
+		err = ErrNotRunning
 	}
-	return err
+	if err == nil {
+		t.note(group)
+	}
+	return group, err
 }
 
-// applyTo is apply for a Change that belongs to the given job.
-func (t *tx) applyTo(jobID string, c Change) error {
+// settle is apply, and what ends the attempt at the job.
+func (t *tx) settle(jobID string, c Change, query string, args ...any) error {
 	c.JobID = jobID
-	return t.apply(c)
+	if err := t.apply(c); err != nil {
+		return err
+	}
+	_, err := t.exec(query, args...)
+	return err
 }
 
 // Finish ends a running job in the given state, Completed, Cancelled or
 // Discarded, and records c with it; c.JobID need not be set.
 func (s *Store) Finish(ctx context.Context, jobID, state, errText string, c Change) error {
 	err := s.write(ctx, func(t *tx) error {
-		if err := t.applyTo(jobID, c); err != nil {
-			return err
-		}
-		return t.guard(t.exec(`UPDATE jobs SET state = ?, error = ?, finished_at = ? WHERE id = ? AND state = 'running'`,
-			state, errText, millis(t.now), jobID))
+		return t.settle(jobID, c, `UPDATE jobs SET state = ?, error = ?, finished_at = ? WHERE id = ?`,
+			state, errText, millis(t.now), jobID)
 	})
 	if err != nil {
 		return fmt.Errorf("finish job %s as %s: %w", jobID, state, err)
@@ -380,13 +394,9 @@ type Retry struct {
 // be set.
 func (s *Store) Retry(ctx context.Context, jobID string, r Retry, c Change) error {
 	err := s.write(ctx, func(t *tx) error {
-		if err := t.applyTo(jobID, c); err != nil {
-			return err
-		}
-		return t.guard(t.exec(`UPDATE jobs SET state = 'retryable', next_attempt = ?, waiting_for = ?, error = ?,
-			first_failed = coalesce(first_failed, ?), failure_reported = coalesce(?, failure_reported)
-			WHERE id = ? AND state = 'running'`,
-			millis(r.NextAttempt), r.WaitingFor, r.Error, millis(t.now), millis(r.FailureReported), jobID))
+		return t.settle(jobID, c, `UPDATE jobs SET state = 'retryable', next_attempt = ?, waiting_for = ?, error = ?,
+			first_failed = coalesce(first_failed, ?), failure_reported = coalesce(?, failure_reported) WHERE id = ?`,
+			millis(r.NextAttempt), r.WaitingFor, r.Error, millis(t.now), millis(r.FailureReported), jobID)
 	})
 	if err != nil {
 		return fmt.Errorf("put job %s off: %w", jobID, err)
@@ -398,7 +408,7 @@ func (s *Store) Retry(ctx context.Context, jobID string, r Retry, c Change) erro
 // parked with its HSM: it is available at once, and the attempt does not count.
 func (s *Store) Release(ctx context.Context, jobID string) error {
 	err := s.write(ctx, func(t *tx) error {
-		return t.guard(t.exec(`UPDATE jobs SET state = 'available', attempt = attempt - 1 WHERE id = ? AND state = 'running'`, jobID))
+		return t.settle(jobID, Change{}, `UPDATE jobs SET state = 'available', attempt = attempt - 1 WHERE id = ?`, jobID)
 	})
 	if err != nil {
 		return fmt.Errorf("release job %s: %w", jobID, err)
@@ -411,7 +421,7 @@ func (s *Store) Release(ctx context.Context, jobID string) error {
 // attempt that died does not count: it tells of the process, not of the job.
 func (s *Store) Rescue(ctx context.Context) (n int, err error) {
 	err = s.write(ctx, func(t *tx) error {
-		n, err = t.exec(`UPDATE jobs SET state = 'available', attempt = max(attempt - 1, 0) WHERE state = 'running'`)
+		n, err = t.change(`UPDATE jobs SET state = 'available', attempt = max(attempt - 1, 0) WHERE state = 'running'`)
 		return err
 	})
 	if err != nil {
@@ -443,8 +453,7 @@ func (s *Store) Wake(ctx context.Context, f WakeFilter, audit ...AuditEntry) (n 
 		}
 	}
 	err = s.write(ctx, func(t *tx) error {
-		rows, err := t.query(`UPDATE jobs SET next_attempt = ? WHERE `+where+` RETURNING id, grp`, append([]any{millis(t.now)}, args...)...)
-		woken, err := collect(rows, err, scanJobRef)
+		woken, err := t.changeJobs(`UPDATE jobs SET next_attempt = ? WHERE `+where, append([]any{millis(t.now)}, args...)...)
 		if err != nil {
 			return err
 		}
@@ -485,12 +494,10 @@ const notActivated = `NOT EXISTS (SELECT 1 FROM steps WHERE steps.job_id = jobs.
 // leaves an audit row.
 func (s *Store) Resnapshot(ctx context.Context, group string, definition []byte, hsm string) (n int, err error) {
 	err = s.write(ctx, func(t *tx) error {
-		rows, err := t.query(`UPDATE jobs SET definition = ?1, hsm = ?2
+		changed, err := t.changeJobs(`UPDATE jobs SET definition = ?1, hsm = ?2
 			WHERE grp = ?3 AND (state = 'retryable' AND waiting_for <> '' OR state = 'available' AND started_at IS NULL
 				OR kind = 'rotate' AND generation = 0 AND state IN ('available', 'retryable'))
-			AND (definition IS DISTINCT FROM ?1 OR hsm <> ?2) AND `+notActivated+` RETURNING id, grp`,
-			text(definition), hsm, group)
-		changed, err := collect(rows, err, scanJobRef)
+			AND (definition IS DISTINCT FROM ?1 OR hsm <> ?2) AND `+notActivated, text(definition), hsm, group)
 		if err != nil {
 			return err
 		}
@@ -526,6 +533,7 @@ func (s *Store) Cancel(ctx context.Context, jobID string, audit ...AuditEntry) e
 		if err != nil {
 			return err
 		}
+		t.note(job.Group)
 		return t.insertAudit(job.Group, jobID, audit)
 	})
 	if err != nil {
@@ -581,7 +589,7 @@ func (t *tx) putPlan(p Plan) error {
 		if err != nil {
 			return err
 		}
-		if _, err := t.exec(`UPDATE jobs SET state = 'available', waiting_for = '', next_attempt = NULL, due_at = ?1
+		if _, err := t.change(`UPDATE jobs SET state = 'available', waiting_for = '', next_attempt = NULL, due_at = ?1
 			WHERE id = ?2 AND state IN ('available', 'retryable') AND due_at <> ?1`, millis(n.DueAt), e.JobID); err != nil {
 			return err
 		}
@@ -592,9 +600,8 @@ func (t *tx) putPlan(p Plan) error {
 // cancelAll cancels the waiting jobs that the condition is true of, and forgets
 // their triggers.
 func (t *tx) cancelAll(where string, args ...any) ([]jobRef, error) {
-	rows, err := t.query(`UPDATE jobs SET state = 'cancelled', waiting_for = '', next_attempt = NULL, finished_at = ?
-		WHERE state IN ('available', 'retryable') AND `+where+` RETURNING id, grp`, append([]any{millis(t.now)}, args...)...)
-	cancelled, err := collect(rows, err, scanJobRef)
+	cancelled, err := t.changeJobs(`UPDATE jobs SET state = 'cancelled', waiting_for = '', next_attempt = NULL, finished_at = ?
+		WHERE state IN ('available', 'retryable') AND `+where, append([]any{millis(t.now)}, args...)...)
 	if err != nil {
 		return nil, err
 	}

@@ -131,14 +131,16 @@ func (s *Store) PendingEvents(ctx context.Context, now time.Time, limit int) ([]
 	return events, nil
 }
 
-// setEvent updates an event in one of the given states.
-func (s *Store) setEvent(ctx context.Context, what, id, set string, args []any, states string) error {
+// setEvent updates an event by one of the updates, the first that is about the state
+// it is in.
+func (s *Store) setEvent(ctx context.Context, what, id string, updates ...func(*tx) (int, error)) error {
 	err := s.write(ctx, func(t *tx) error {
-		n, err := t.exec(`UPDATE outbox SET `+set+` WHERE event_id = ? AND state IN (`+states+`)`, append(args, id)...)
-		if err == nil && n == 0 {
-			err = ErrNotFound
+		for _, update := range updates {
+			if n, err := update(t); err != nil || n > 0 {
+				return err
+			}
 		}
-		return err
+		return ErrNotFound
 	})
 	if err != nil {
 		return fmt.Errorf("%s event %s: %w", what, id, err)
@@ -148,23 +150,33 @@ func (s *Store) setEvent(ctx context.Context, what, id, set string, args []any, 
 
 // Sent records that EventBridge accepted the event, and under which ID of its own.
 func (s *Store) Sent(ctx context.Context, id, awsEventID string, at time.Time) error {
-	return s.setEvent(ctx, "mark as sent", id, "state = 'sent', next_attempt = NULL, sent_at = ?, aws_event_id = ?, error = ''",
-		[]any{millis(at), awsEventID}, "'pending', 'parked'")
+	const sent = `UPDATE outbox SET state = 'sent', next_attempt = NULL, sent_at = ?, aws_event_id = ?, error = '' WHERE event_id = ? AND state = `
+	return s.setEvent(ctx, "mark as sent", id, func(t *tx) (int, error) {
+		return t.exec(sent+`'pending'`, millis(at), awsEventID, id)
+	}, func(t *tx) (int, error) {
+		return t.change(sent+`'parked'`, millis(at), awsEventID, id)
+	})
 }
 
 // Failed records why a pending event was not sent, and when it is tried next.
 func (s *Store) Failed(ctx context.Context, id string, next time.Time, errText string) error {
-	return s.setEvent(ctx, "put off", id, "attempt = attempt + 1, next_attempt = ?, error = ?", []any{millis(next), errText}, "'pending'")
+	return s.setEvent(ctx, "put off", id, func(t *tx) (int, error) {
+		return t.exec(`UPDATE outbox SET attempt = attempt + 1, next_attempt = ?, error = ? WHERE event_id = ? AND state = 'pending'`, millis(next), errText, id)
+	})
 }
 
 // Park takes a pending event out of the way that will never be accepted.
 func (s *Store) Park(ctx context.Context, id, errText string) error {
-	return s.setEvent(ctx, "park", id, "state = 'parked', attempt = attempt + 1, next_attempt = NULL, error = ?", []any{errText}, "'pending'")
+	return s.setEvent(ctx, "park", id, func(t *tx) (int, error) {
+		return t.change(`UPDATE outbox SET state = 'parked', attempt = attempt + 1, next_attempt = NULL, error = ? WHERE event_id = ? AND state = 'pending'`, errText, id)
+	})
 }
 
 // Unpark makes a parked event pending again, in its old place.
 func (s *Store) Unpark(ctx context.Context, id string) error {
-	return s.setEvent(ctx, "unpark", id, "state = 'pending'", nil, "'parked'")
+	return s.setEvent(ctx, "unpark", id, func(t *tx) (int, error) {
+		return t.change(`UPDATE outbox SET state = 'pending' WHERE event_id = ? AND state = 'parked'`, id)
+	})
 }
 
 // WakeEvents makes all pending events due, for when what kept them from being

@@ -31,6 +31,7 @@ type Login struct {
 // must not be derived from it. For a pin_credential it is "".
 func (s *Store) BeginLogin(ctx context.Context, hsm, pinIdentity string) (id int64, err error) {
 	err = s.write(ctx, func(t *tx) error {
+		t.wrote = true
 		return t.row(`INSERT INTO pin_attempts (hsm, pin_identity, at, result) VALUES (?, ?, ?, '') RETURNING id`,
 			[]any{hsm, pinIdentity, millis(t.now)}, &id)
 	})

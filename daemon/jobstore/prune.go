@@ -88,20 +88,26 @@ func (s *Store) shrink(ctx context.Context) error {
 }
 
 func (t *tx) pruneJobs(before time.Time) (int, error) {
-	rows, err := t.query(`SELECT id FROM jobs WHERE finished_at < ? ORDER BY finished_at LIMIT ?`, millis(before), pruneChunk)
-	ids, err := collect(rows, err, scanString)
+	rows, err := t.query(`SELECT id, grp FROM jobs WHERE finished_at < ? ORDER BY finished_at LIMIT ?`, millis(before), pruneChunk)
+	jobs, err := collect(rows, err, scanJobRef)
 	if err != nil {
 		return 0, err
 	}
-	for _, id := range ids {
-		if _, err := t.exec(`DELETE FROM triggers WHERE job_id = ? AND substr(unique_key, 1, 6) <> 'force:'`, id); err != nil {
+	for _, j := range jobs {
+		if _, err := t.exec(`DELETE FROM triggers WHERE job_id = ? AND substr(unique_key, 1, 6) <> 'force:'`, j.id); err != nil {
 			return 0, err
 		}
-		if _, err := t.exec(`DELETE FROM jobs WHERE id = ?`, id); err != nil {
+		n, err := t.exec(`DELETE FROM jobs WHERE id = ? AND state = 'discarded'`, j.id)
+		if n > 0 {
+			t.note(j.group)
+		} else if err == nil {
+			_, err = t.exec(`DELETE FROM jobs WHERE id = ?`, j.id)
+		}
+		if err != nil {
 			return 0, err
 		}
 	}
-	return len(ids), nil
+	return len(jobs), nil
 }
 
 func (t *tx) pruneEvents(before time.Time) (int, error) {

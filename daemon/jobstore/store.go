@@ -73,7 +73,6 @@ type Store struct {
 	asked   statements
 	commits atomic.Int64
 	queries atomic.Int64
-	rows    int64 // changed by the writer's connection until its last transaction ended
 
 	unchecked atomic.Bool // whether the file is damaged
 }
@@ -252,7 +251,7 @@ func open(ctx context.Context, path string, o Options, migrations fs.FS, lock bo
 	if err := prepare(ctx, path, scripts); err != nil {
 		return nil, err
 	}
-	if s.w, err = openWriter(path, tellsChanges); err != nil {
+	if s.w, err = openWriter(path); err != nil {
 		return nil, err
 	}
 	s.r, err = openHandle(path, "rw", "deferred", readers, "busy_timeout(5000)", "synchronous(full)", "foreign_keys(1)", "query_only(1)")
@@ -494,6 +493,9 @@ type tx struct {
 	ids   *idSource
 	stmts map[string]*sql.Stmt
 	fresh []string // queries that were not prepared yet when it began
+
+	wrote   bool     // it has changed something
+	changed []string // groups of which it has changed what Tell is about, some more than once
 }
 
 // txOf is the key of the transaction in the context that Together gives.
@@ -543,41 +545,39 @@ func (t *tx) run(ctx context.Context, f func(*tx) error) (changed []string, err 
 		return nil, err
 	}
 	defer t.tx.Rollback()
+	check := watch(t)
 	if err := f(t); err != nil {
 		return nil, err
 	}
-	rows, err := t.query(`DELETE FROM temp.changed RETURNING grp`)
-	if changed, err = collect(rows, err, scanString); err != nil {
-		return nil, err
-	}
-	var total int64
-	if err := t.row(`SELECT total_changes()`, nil, &total); err != nil {
-		return nil, err
-	}
+	check()
 	if err := t.tx.Commit(); err != nil {
 		return nil, err
 	}
-	if total != t.store.rows { // guarded by holding the one connection
-		t.store.rows = total
+	if t.wrote {
 		t.store.commits.Add(1)
 	}
-	slices.Sort(changed)
-	return slices.Compact(changed), nil
+	slices.Sort(t.changed)
+	return slices.Compact(t.changed), nil
 }
+
+// watch, of the tests, sees whether a transaction notes all that it changes.
+var watch = func(*tx) (check func()) { return func() {} }
 
 // part runs f as a part of the transaction: if it fails nothing of it stays.
 func (t *tx) part(f func(*tx) error) error {
-	if _, err := t.exec(`SAVEPOINT part`); err != nil {
+	if err := t.mark(`SAVEPOINT part`); err != nil {
 		return err
 	}
+	wrote, noted := t.wrote, len(t.changed)
 	err := f(t)
 	if err != nil {
-		if _, rerr := t.exec(`ROLLBACK TO part`); rerr != nil {
+		if rerr := t.mark(`ROLLBACK TO part`); rerr != nil {
 			// SQLite has undone the whole transaction, as it does when the disk is full.
 			return fmt.Errorf("%w: %w: %w", errLost, err, rerr)
 		}
+		t.wrote, t.changed = wrote, t.changed[:noted]
 	}
-	if _, rerr := t.exec(`RELEASE part`); rerr != nil {
+	if rerr := t.mark(`RELEASE part`); rerr != nil {
 		return fmt.Errorf("%w: %w", errLost, errors.Join(err, rerr))
 	}
 	return err
@@ -616,7 +616,17 @@ func (t *tx) exec(query string, args ...any) (int, error) {
 		return 0, err
 	}
 	n, err := res.RowsAffected()
+	t.wrote = t.wrote || n > 0
 	return int(n), err
+}
+
+// mark runs a statement that changes no rows.
+func (t *tx) mark(query string) error {
+	stmt, err := t.stmt(query)
+	if err == nil {
+		_, err = stmt.ExecContext(t.ctx)
+	}
+	return err
 }
 
 // row runs a query for its first row; ErrNotFound when there is none.
