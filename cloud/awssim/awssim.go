@@ -1,6 +1,6 @@
-// Package awssim simulates AWS KMS, EventBridge, STS and the Resource Groups
-// Tagging API as one http.Handler, for tests and for trying byokd without an
-// AWS account.
+// Package awssim simulates AWS KMS, EventBridge, STS, the Resource Groups Tagging
+// API and Service Quotas' request quotas of KMS as one http.Handler, for tests and
+// for trying byokd without an AWS account.
 //
 // It speaks the real wire protocols with real cryptography: imported key
 // material is unwrapped with RSA-OAEP, Encrypt and Decrypt are AES-256-GCM

@@ -9,7 +9,7 @@ import (
 // A Request is one request as the simulator understood it.
 type Request struct {
 	N         int       // running number, from 1
-	Service   string    // kms, events, sts or tagging
+	Service   string    // kms, events, sts, tagging or servicequotas
 	Operation string    // e.g. ImportKeyMaterial
 	Region    string    // of the credential scope
 	Account   string    // of the access key
@@ -80,7 +80,7 @@ func (c *call) abort() {
 // may give.
 func (c *call) usualMessage(code string) string {
 	switch code {
-	case "ThrottlingException", "ThrottledException":
+	case "ThrottlingException", "ThrottledException", "TooManyRequestsException":
 		if c.service.name == "kms" {
 			return "You have exceeded the rate at which you may call KMS. Reduce the frequency of your calls."
 		}

@@ -188,6 +188,7 @@ func FuzzHandler(f *testing.F) {
 	f.Add("TrentService.Sign", "kms", "", `{"KeyId":"x","Message":"AA==","SigningAlgorithm":"ECDSA_SHA_256"}`)
 	f.Add("TrentService.ReplicateKey", "kms", "", `{"KeyId":"mrk-0123456789abcdef0123456789abcdef","ReplicaRegion":"eu-west-1"}`)
 	f.Add("ResourceGroupsTaggingAPI_20170126.GetResources", "tagging", "", `{"TagFilters":[{}]}`)
+	f.Add("ServiceQuotasV20190624.ListServiceQuotas", "servicequotas", "", `{"ServiceCode":"kms","MaxResults":2,"NextToken":"x"}`)
 	f.Add("", "sts", "", "Action=AssumeRole&RoleArn=arn:aws:iam::111122223333:role/x&RoleSessionName=ab&DurationSeconds=x")
 	f.Add("", "sts", "", "Action=%zz")
 	f.Add("TrentService.ListKeys", "kms", "AWS4-HMAC-SHA256 Credential=a/b/c/d/aws4_request, SignedHeaders=host, Signature=0", "{}")

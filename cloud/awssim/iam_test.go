@@ -11,6 +11,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 	"github.com/aws/aws-sdk-go-v2/service/resourcegroupstaggingapi"
+	"github.com/aws/aws-sdk-go-v2/service/servicequotas"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 
 	"byokd/cloud/awssim"
@@ -89,6 +90,10 @@ func TestActions(t *testing.T) {
 		}},
 		{"tag:GetResources", func(f *fixture, _ *string) error {
 			_, err := f.tagging.GetResources(f.t.Context(), &resourcegroupstaggingapi.GetResourcesInput{})
+			return err
+		}},
+		{"servicequotas:ListServiceQuotas", func(f *fixture, _ *string) error {
+			_, err := f.quotas.ListServiceQuotas(f.t.Context(), &servicequotas.ListServiceQuotasInput{ServiceCode: aws.String("kms")})
 			return err
 		}},
 		{"events:PutEvents", func(f *fixture, _ *string) error {

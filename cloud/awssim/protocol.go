@@ -43,7 +43,7 @@ func fail(code, format string, args ...any) error {
 func usualStatus(code string, query bool) int {
 	switch code {
 	case "KMSInternalException", "DependencyTimeoutException", "KeyUnavailableException",
-		"InternalException", "InternalServiceException", "InternalFailure", "InternalError":
+		"InternalException", "InternalServiceException", "InternalFailure", "InternalError", "ServiceException":
 		return http.StatusInternalServerError
 	case "ServiceUnavailableException", "ServiceUnavailable":
 		return http.StatusServiceUnavailable
@@ -93,6 +93,7 @@ var services = []*service{
 	{name: "kms", prefix: "kms", target: "TrentService", operations: kmsOperations},
 	{name: "events", prefix: "events", target: "AWSEvents", operations: eventsOperations},
 	{name: "tagging", prefix: "tag", target: "ResourceGroupsTaggingAPI_20170126", operations: taggingOperations},
+	{name: "servicequotas", prefix: "servicequotas", target: "ServiceQuotasV20190624", operations: serviceQuotasOperations},
 	{name: "sts", prefix: "sts", operations: stsOperations},
 }
 

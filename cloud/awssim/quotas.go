@@ -8,8 +8,8 @@ import (
 
 // Quotas are request quotas, each for one account and Region. The zero value
 // is AWS's default numbers (KMS Developer Guide, "Request quotas"; General
-// Reference, "Amazon EventBridge endpoints and quotas"; Tag Editor User Guide,
-// "Service quotas").
+// Reference, "Amazon EventBridge endpoints and quotas" and "Service Quotas
+// endpoints and quotas"; Tag Editor User Guide, "Service quotas").
 //
 // AWS does not publish how many requests it takes at once. A simulator takes as
 // many as the quota allows in one second, and at least one.
@@ -97,6 +97,8 @@ func awsQuota(name, region string) float64 {
 		return 50
 	case "tag:GetResources":
 		return 15
+	case "servicequotas:ListServiceQuotas":
+		return 10
 	}
 	return kmsQuotas[strings.TrimPrefix(name, "kms:")]
 }
@@ -112,12 +114,20 @@ type bucketName struct {
 	name string
 }
 
+// quota returns the number in force in a Region, 0 for no quota; where nothing is
+// limited, AWS's number. It is called with mu held.
+func (s *Sim) quota(name, region string) float64 {
+	if q := s.options.Quotas; q != nil {
+		if perSecond, replaced := q.PerSecond[name]; replaced {
+			return perSecond
+		}
+	}
+	return awsQuota(name, region)
+}
+
 // charge takes requests from a quota, and refuses them if there are too few.
 func (c *call) charge(p place, name string, requests float64) error {
-	perSecond, replaced := c.sim.options.Quotas.PerSecond[name]
-	if !replaced {
-		perSecond = awsQuota(name, p.region)
-	}
+	perSecond := c.sim.quota(name, p.region)
 	if perSecond <= 0 {
 		return nil
 	}
@@ -132,8 +142,11 @@ func (c *call) charge(p place, name string, requests float64) error {
 	b.at = c.now
 	if b.left < requests {
 		code := "ThrottlingException"
-		if c.service.name == "tagging" {
+		switch c.service.name {
+		case "tagging":
 			code = "ThrottledException"
+		case "servicequotas":
+			code = "TooManyRequestsException"
 		}
 		return fail(code, "%s", c.usualMessage(code))
 	}

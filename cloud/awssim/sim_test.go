@@ -21,6 +21,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 	"github.com/aws/aws-sdk-go-v2/service/resourcegroupstaggingapi"
+	"github.com/aws/aws-sdk-go-v2/service/servicequotas"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"github.com/aws/smithy-go"
 
@@ -45,6 +46,7 @@ type fixture struct {
 	events  *eventbridge.Client
 	sts     *sts.Client
 	tagging *resourcegroupstaggingapi.Client
+	quotas  *servicequotas.Client
 }
 
 func start(t *testing.T, o awssim.Options) *fixture {
@@ -78,6 +80,7 @@ func (f *fixture) with(accessKey, secret, token, region string) *fixture {
 	g.events = eventbridge.NewFromConfig(g.config)
 	g.sts = sts.NewFromConfig(g.config)
 	g.tagging = resourcegroupstaggingapi.NewFromConfig(g.config)
+	g.quotas = servicequotas.NewFromConfig(g.config)
 	return &g
 }
 

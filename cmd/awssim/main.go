@@ -1,5 +1,5 @@
-// Awssim simulates AWS KMS, EventBridge, STS and the Resource Groups Tagging
-// API on loopback. See package byokd/cloud/awssim.
+// Awssim simulates AWS KMS, EventBridge, STS, the Resource Groups Tagging API and
+// Service Quotas on loopback. See package byokd/cloud/awssim.
 //
 //	awssim [--listen 127.0.0.1:4599] [--wrapping-pairs N] [--account AKID:SECRET:ACCOUNT]... [--accounts FILE] [--roles FILE]
 //	       [--state FILE] [--regions R,R] [--iam] [--iam-policy AKID=FILE]... [--quotas aws] [--lag DURATION] [--latency TIME]
