@@ -1,5 +1,5 @@
-// Package cloud is byokd's side of AWS: KMS, EventBridge, STS and the tagging
-// API, their credentials, endpoints, quotas and errors.
+// Package cloud is byokd's side of AWS: KMS, EventBridge, STS, the tagging API and
+// Service Quotas, their credentials, endpoints, quotas and errors.
 //
 // A [Cloud] is made from [Settings] without any I/O. It gives out one [KMS] per
 // credential and Region, and [Bus] values for EventBridge. Nothing here knows of
@@ -15,6 +15,7 @@
 package cloud
 
 import (
+	"context"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -26,6 +27,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/eventbridge"
 	"github.com/aws/aws-sdk-go-v2/service/kms"
 	tagging "github.com/aws/aws-sdk-go-v2/service/resourcegroupstaggingapi"
+	"github.com/aws/aws-sdk-go-v2/service/servicequotas"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 )
 
@@ -36,13 +38,14 @@ type Settings struct {
 	WrappingKeySpec string
 
 	UseFIPS      bool // KMS and STS, and EventBridge where AWS lists a FIPS endpoint
-	UseDualStack bool // all but EventBridge
+	UseDualStack bool // all but EventBridge and Service Quotas
 
 	// Endpoint overrides for all Regions; "": none.
-	KMSEndpoint         string
-	EventBridgeEndpoint string
-	STSEndpoint         string
-	TaggingEndpoint     string
+	KMSEndpoint           string
+	EventBridgeEndpoint   string
+	STSEndpoint           string
+	TaggingEndpoint       string
+	ServiceQuotasEndpoint string
 	// Regional are overrides per Region; they come first.
 	Regional map[string]Endpoints
 
@@ -50,6 +53,17 @@ type Settings struct {
 	// CreateKey, in requests per second for each account and Region; see
 	// [DefaultQuotas].
 	Quotas map[string]float64
+
+	// FromServiceQuotas has Service Quotas asked for the quotas of each account
+	// and Region, in the background, when the first request to KMS is sent there
+	// and about daily while more follow. What it tells replaces AWS's defaults,
+	// not Quotas. While it does not tell, all goes on with what there is.
+	FromServiceQuotas bool
+
+	// QuotasTold is called, without locks, when Service Quotas was asked about an
+	// account and Region for the first time, and when it told other quotas than
+	// before; nil: nothing is.
+	QuotasTold func()
 
 	// Credentials by name.
 	Credentials map[string]Credential
@@ -76,10 +90,15 @@ type Cloud struct {
 	environment Endpoints // overrides of byokd's environment
 	log         *slog.Logger
 
+	ctx        context.Context // ends with Close
+	cancel     context.CancelFunc
+	background sync.WaitGroup // what nobody waits for but Close
+
 	mu          sync.Mutex
 	credentials map[string]Credential
 	sessions    map[sessionKey]*session
 	buckets     map[bucketKey]*bucket
+	watches     map[accountRegion]*quotaWatch
 	clocks      map[string]*clock
 	transport   *http.Transport // nil: not made yet
 }
@@ -100,13 +119,17 @@ func New(s Settings) *Cloud {
 	if s.Logger == nil {
 		s.Logger = slog.Default()
 	}
+	ctx, cancel := context.WithCancel(context.Background())
 	return &Cloud{
+		ctx:         ctx,
+		cancel:      cancel,
 		settings:    s,
 		environment: endpointsFromEnvironment(),
 		log:         s.Logger,
 		credentials: maps.Clone(s.Credentials),
 		sessions:    make(map[sessionKey]*session),
 		buckets:     make(map[bucketKey]*bucket),
+		watches:     make(map[accountRegion]*quotaWatch),
 		clocks:      make(map[string]*clock),
 	}
 }
@@ -121,8 +144,12 @@ func (c *Cloud) SetCredentials(credentials map[string]Credential) {
 	clear(c.sessions)
 }
 
-// Close closes idle connections.
+// Close ends what goes on in the background and closes idle connections.
 func (c *Cloud) Close() {
+	c.mu.Lock()
+	c.cancel()
+	c.mu.Unlock()
+	c.background.Wait()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.transport != nil {
@@ -173,9 +200,10 @@ type session struct {
 	kms      *KMS
 
 	mu          sync.Mutex
-	eventbridge *eventbridge.Client // nil: not made yet
-	account     string              // "": not known
-	accountKey  string              // the access key ID that account belongs to
+	eventbridge *eventbridge.Client   // nil: not made yet
+	quotas      *servicequotas.Client // nil: not made yet
+	account     string                // "": not known
+	accountKey  string                // the access key ID that account belongs to
 }
 
 func (c *Cloud) session(credential, region string) (*session, error) {

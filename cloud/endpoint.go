@@ -13,6 +13,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/eventbridge"
 	"github.com/aws/aws-sdk-go-v2/service/kms"
 	tagging "github.com/aws/aws-sdk-go-v2/service/resourcegroupstaggingapi"
+	"github.com/aws/aws-sdk-go-v2/service/servicequotas"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 )
 
@@ -23,16 +24,22 @@ const (
 	ServiceEvents  = "events"
 	ServiceSTS     = "sts"
 	ServiceTagging = "tagging"
+	ServiceQuotas  = "servicequotas"
 )
 
-// Services returns the names of all services, KMS first.
-func Services() []string {
-	return []string{ServiceKMS, ServiceEvents, ServiceSTS, ServiceTagging}
+// Services returns the names of the services that are talked to, KMS first;
+// ServiceQuotas only with Settings.FromServiceQuotas.
+func (c *Cloud) Services() []string {
+	services := []string{ServiceKMS, ServiceEvents, ServiceSTS, ServiceTagging}
+	if c.settings.FromServiceQuotas {
+		services = append(services, ServiceQuotas)
+	}
+	return services
 }
 
 // Endpoints are endpoint URLs, one per service; "" leaves AWS's own.
 type Endpoints struct {
-	KMS, Events, STS, Tagging string
+	KMS, Events, STS, Tagging, ServiceQuotas string
 }
 
 func (e Endpoints) of(service string) string {
@@ -45,6 +52,8 @@ func (e Endpoints) of(service string) string {
 		return e.STS
 	case ServiceTagging:
 		return e.Tagging
+	case ServiceQuotas:
+		return e.ServiceQuotas
 	}
 	return ""
 }
@@ -64,10 +73,11 @@ func endpointsFromEnvironment() Endpoints {
 		return os.Getenv("AWS_ENDPOINT_URL")
 	}
 	return Endpoints{
-		KMS:     get("KMS"),
-		Events:  get("EVENTBRIDGE"),
-		STS:     get("STS"),
-		Tagging: get("RESOURCE_GROUPS_TAGGING_API"),
+		KMS:           get("KMS"),
+		Events:        get("EVENTBRIDGE"),
+		STS:           get("STS"),
+		Tagging:       get("RESOURCE_GROUPS_TAGGING_API"),
+		ServiceQuotas: get("SERVICE_QUOTAS"),
 	}
 }
 
@@ -103,7 +113,7 @@ func (c *Cloud) Validate() error {
 		regions = append(regions, region)
 	}
 	for _, region := range regions {
-		for _, service := range Services() {
+		for _, service := range c.Services() {
 			if _, err := c.checkedOverride(service, region); err != nil {
 				return err
 			}
@@ -121,10 +131,11 @@ func (c *Cloud) override(service, region string) (url, setting string) {
 		return url, fmt.Sprintf("[aws.endpoints.%s] %s", region, service)
 	}
 	all := Endpoints{
-		KMS:     c.settings.KMSEndpoint,
-		Events:  c.settings.EventBridgeEndpoint,
-		STS:     c.settings.STSEndpoint,
-		Tagging: c.settings.TaggingEndpoint,
+		KMS:           c.settings.KMSEndpoint,
+		Events:        c.settings.EventBridgeEndpoint,
+		STS:           c.settings.STSEndpoint,
+		Tagging:       c.settings.TaggingEndpoint,
+		ServiceQuotas: c.settings.ServiceQuotasEndpoint,
 	}
 	if url := all.of(service); url != "" {
 		if service == ServiceEvents {
@@ -195,6 +206,13 @@ func (c *Cloud) resolve(service, region string) (string, error) {
 		// AWS lists no FIPS endpoint for tagging.
 		e, err := tagging.NewDefaultEndpointResolverV2().ResolveEndpoint(ctx, tagging.EndpointParameters{
 			Region: &region, UseDualStack: dual}.WithDefaults())
+		return e.URI.String(), err
+	case ServiceQuotas:
+		// AWS lists neither FIPS nor dual-stack endpoints of it.
+		//
+		// Source: AWS General Reference, "Service Quotas endpoints and quotas".
+		e, err := servicequotas.NewDefaultEndpointResolverV2().ResolveEndpoint(ctx, servicequotas.EndpointParameters{
+			Region: &region}.WithDefaults())
 		return e.URI.String(), err
 	case ServiceEvents:
 		// Dual-stack names are known to fail for PutEvents. In GovCloud the

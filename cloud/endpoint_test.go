@@ -23,40 +23,49 @@ func TestEndpoints(t *testing.T) {
 	for name, test := range map[string]struct {
 		region     string
 		fips, dual bool
-		want       [4]string // KMS, events, STS, tagging; "": AWS has none
+		want       [5]string // KMS, events, STS, tagging, Service Quotas; "": AWS has none
 	}{
-		"plain": {"eu-central-1", false, false, [4]string{
+		"plain": {"eu-central-1", false, false, [5]string{
 			"https://kms.eu-central-1.amazonaws.com", "https://events.eu-central-1.amazonaws.com",
-			"https://sts.eu-central-1.amazonaws.com", "https://tagging.eu-central-1.amazonaws.com"}},
-		"FIPS, no FIPS for events": {"eu-central-1", true, false, [4]string{
+			"https://sts.eu-central-1.amazonaws.com", "https://tagging.eu-central-1.amazonaws.com",
+			"https://servicequotas.eu-central-1.amazonaws.com"}},
+		"FIPS, no FIPS for events": {"eu-central-1", true, false, [5]string{
 			"https://kms-fips.eu-central-1.amazonaws.com", "https://events.eu-central-1.amazonaws.com",
-			"https://sts-fips.eu-central-1.amazonaws.com", "https://tagging.eu-central-1.amazonaws.com"}},
-		"FIPS in the US": {"us-east-2", true, false, [4]string{
+			"https://sts-fips.eu-central-1.amazonaws.com", "https://tagging.eu-central-1.amazonaws.com",
+			"https://servicequotas.eu-central-1.amazonaws.com"}},
+		"FIPS in the US": {"us-east-2", true, false, [5]string{
 			"https://kms-fips.us-east-2.amazonaws.com", "https://events-fips.us-east-2.amazonaws.com",
-			"https://sts-fips.us-east-2.amazonaws.com", "https://tagging.us-east-2.amazonaws.com"}},
-		"FIPS in Canada": {"ca-west-1", true, false, [4]string{
+			"https://sts-fips.us-east-2.amazonaws.com", "https://tagging.us-east-2.amazonaws.com",
+			"https://servicequotas.us-east-2.amazonaws.com"}},
+		"FIPS in Canada": {"ca-west-1", true, false, [5]string{
 			"https://kms-fips.ca-west-1.amazonaws.com", "https://events-fips.ca-west-1.amazonaws.com",
-			"https://sts-fips.ca-west-1.amazonaws.com", "https://tagging.ca-west-1.amazonaws.com"}},
-		"FIPS in GovCloud": {"us-gov-west-1", true, false, [4]string{
+			"https://sts-fips.ca-west-1.amazonaws.com", "https://tagging.ca-west-1.amazonaws.com",
+			"https://servicequotas.ca-west-1.amazonaws.com"}},
+		"FIPS in GovCloud": {"us-gov-west-1", true, false, [5]string{
 			"https://kms-fips.us-gov-west-1.amazonaws.com", "https://events.us-gov-west-1.amazonaws.com",
-			"https://sts.us-gov-west-1.amazonaws.com", "https://tagging.us-gov-west-1.amazonaws.com"}},
-		"dual-stack, never for events": {"eu-central-1", false, true, [4]string{
+			"https://sts.us-gov-west-1.amazonaws.com", "https://tagging.us-gov-west-1.amazonaws.com",
+			"https://servicequotas.us-gov-west-1.amazonaws.com"}},
+		"dual-stack, never for events": {"eu-central-1", false, true, [5]string{
 			"https://kms.eu-central-1.api.aws", "https://events.eu-central-1.amazonaws.com",
-			"https://sts.eu-central-1.api.aws", "https://tagging.eu-central-1.api.aws"}},
-		"FIPS and dual-stack": {"us-west-2", true, true, [4]string{
+			"https://sts.eu-central-1.api.aws", "https://tagging.eu-central-1.api.aws",
+			"https://servicequotas.eu-central-1.amazonaws.com"}},
+		"FIPS and dual-stack": {"us-west-2", true, true, [5]string{
 			"https://kms-fips.us-west-2.api.aws", "https://events-fips.us-west-2.amazonaws.com",
-			"https://sts-fips.us-west-2.api.aws", "https://tagging.us-west-2.api.aws"}},
-		"China": {"cn-north-1", false, false, [4]string{
+			"https://sts-fips.us-west-2.api.aws", "https://tagging.us-west-2.api.aws",
+			"https://servicequotas.us-west-2.amazonaws.com"}},
+		"China": {"cn-north-1", false, false, [5]string{
 			"https://kms.cn-north-1.amazonaws.com.cn", "https://events.cn-north-1.amazonaws.com.cn",
-			"https://sts.cn-north-1.amazonaws.com.cn", "https://tagging.cn-north-1.amazonaws.com.cn"}},
-		"European Sovereign Cloud": {"eusc-de-east-1", false, false, [4]string{
+			"https://sts.cn-north-1.amazonaws.com.cn", "https://tagging.cn-north-1.amazonaws.com.cn",
+			"https://servicequotas.cn-north-1.amazonaws.com.cn"}},
+		"European Sovereign Cloud": {"eusc-de-east-1", false, false, [5]string{
 			"https://kms.eusc-de-east-1.amazonaws.eu", "https://events.eusc-de-east-1.amazonaws.eu",
-			"https://sts.eusc-de-east-1.amazonaws.eu", "https://tagging.eusc-de-east-1.amazonaws.eu"}},
-		"not a Region": {"eu central", false, false, [4]string{}},
+			"https://sts.eusc-de-east-1.amazonaws.eu", "https://tagging.eusc-de-east-1.amazonaws.eu",
+			"https://servicequotas.eusc-de-east-1.amazonaws.eu"}},
+		"not a Region": {"eu central", false, false, [5]string{}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := open(t, cloud.Settings{UseFIPS: test.fips, UseDualStack: test.dual})
-			for i, service := range cloud.Services() {
+			c := open(t, cloud.Settings{UseFIPS: test.fips, UseDualStack: test.dual, FromServiceQuotas: true})
+			for i, service := range c.Services() {
 				got, overridden := c.Endpoint(service, test.region)
 				if got != test.want[i] || overridden {
 					t.Errorf("%s: got %q (overridden: %v), want %q", service, got, overridden, test.want[i])
@@ -69,7 +78,7 @@ func TestEndpoints(t *testing.T) {
 // Requests go where Endpoint says, FIPS and all.
 func TestEndpointsAreUsed(t *testing.T) {
 	var r recorder
-	c := open(t, cloud.Settings{UseFIPS: true, Proxy: r.proxy, Credentials: map[string]cloud.Credential{"prod": static()}})
+	c := open(t, cloud.Settings{UseFIPS: true, FromServiceQuotas: true, Proxy: r.proxy, Credentials: map[string]cloud.Credential{"prod": static()}})
 	k, err := c.KMS("prod", "us-east-1")
 	if err != nil {
 		t.Fatal(err)
@@ -84,7 +93,8 @@ func TestEndpointsAreUsed(t *testing.T) {
 	k.Account(t.Context())
 	k.FindKeys(t.Context(), map[string]string{"a": "b"})
 	bus.Check(t.Context())
-	for _, service := range cloud.Services() {
+	k.ServiceQuotas(t.Context())
+	for _, service := range c.Services() {
 		if want, _ := c.Endpoint(service, "us-east-1"); !slices.Contains(r.seen(), want) {
 			t.Errorf("nothing went to %s, only to %q", want, r.seen())
 		}
@@ -95,10 +105,11 @@ func TestOverrides(t *testing.T) {
 	t.Setenv("AWS_ENDPOINT_URL", "https://all.example")
 	t.Setenv("AWS_ENDPOINT_URL_EVENTBRIDGE", "https://events.example")
 	t.Setenv("AWS_ENDPOINT_URL_RESOURCE_GROUPS_TAGGING_API", "http://127.0.0.1:1")
+	t.Setenv("AWS_ENDPOINT_URL_SERVICE_QUOTAS", "https://quotas.example")
 	s := cloud.Settings{
 		UseFIPS: true, UseDualStack: true, // overrides are taken as they are
 		KMSEndpoint: "https://kms.example/",
-		Regional:    map[string]cloud.Endpoints{"eu-central-1": {KMS: "https://vpce.example"}},
+		Regional:    map[string]cloud.Endpoints{"eu-central-1": {KMS: "https://vpce.example", ServiceQuotas: "https://vpce-quotas.example"}},
 	}
 	check := func(c *cloud.Cloud, service, region, want string, overridden bool) {
 		t.Helper()
@@ -112,6 +123,8 @@ func TestOverrides(t *testing.T) {
 	check(c, cloud.ServiceEvents, "us-east-1", "https://events.example", true)
 	check(c, cloud.ServiceSTS, "us-east-1", "https://all.example", true)
 	check(c, cloud.ServiceTagging, "us-east-1", "http://127.0.0.1:1", true)
+	check(c, cloud.ServiceQuotas, "us-east-1", "https://quotas.example", true)
+	check(c, cloud.ServiceQuotas, "eu-central-1", "https://vpce-quotas.example", true)
 	if err := c.Validate(); err != nil {
 		t.Error(err)
 	}

@@ -171,8 +171,8 @@ var (
 	wrongPolicy = verdict{Operator, waitPolicy, ErrPolicy}
 )
 
-// verdicts has the codes of KMS, EventBridge, STS and tagging, request errors
-// and entry errors of PutEvents alike.
+// verdicts has the codes of KMS, EventBridge, STS, tagging and Service Quotas,
+// request errors and entry errors of PutEvents alike.
 //
 // Source: the services' API models and "Common Errors" of the KMS API Reference.
 var verdicts = map[string]verdict{
@@ -196,6 +196,8 @@ var verdicts = map[string]verdict{
 	"RegionDisabledException":     denied,
 	"SubscriptionRequired":        denied,
 	"AuthorizationErrorException": denied,
+	// Service Quotas may not ask the service itself.
+	"DependencyAccessDeniedException": denied,
 
 	"UnrecognizedClientException":         unaccepted,
 	"InvalidClientTokenId":                unaccepted,
@@ -246,6 +248,9 @@ var verdicts = map[string]verdict{
 	"ValidationError":                     hopeless,
 	"SerializationException":              hopeless,
 	"InvalidParameterException":           hopeless,
+	"IllegalArgumentException":            hopeless,
+	"InvalidPaginationTokenException":     hopeless,
+	"NoSuchResourceException":             hopeless, // Service Quotas has no KMS in that Region
 	"MalformedDetail":                     hopeless,
 	"InvalidArgument":                     hopeless,
 	"NotAuthorizedForSourceException":     hopeless,
@@ -255,6 +260,7 @@ var verdicts = map[string]verdict{
 	"DependencyTimeoutException":  outOfOrder,
 	"KeyUnavailableException":     outOfOrder,
 	"InternalException":           outOfOrder,
+	"ServiceException":            outOfOrder,
 	"InternalFailure":             outOfOrder,
 	"InternalServiceException":    outOfOrder,
 	"InternalError":               outOfOrder,

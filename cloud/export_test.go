@@ -11,12 +11,13 @@ import (
 type Bucket struct{ b *bucket }
 
 func NewBucket(perSecond float64) Bucket {
-	return Bucket{newBucket("kms:Test", "", perSecond, slog.New(slog.DiscardHandler))}
+	return Bucket{newBucket("kms:Test", "", perSecond, QuotaDefault, slog.New(slog.DiscardHandler))}
 }
 
 func (b Bucket) Wait(ctx context.Context) (turn, error) { return b.b.wait(ctx) }
 func (b Bucket) Answered(t turn)                        { b.b.answered(t) }
 func (b Bucket) Throttle(t turn)                        { b.b.throttle(t) }
+func (b Bucket) SetQuota(perSecond float64)             { b.b.setQuota(perSecond, QuotaTold) }
 
 func (b Bucket) Rate() float64 {
 	b.b.mu.Lock()
@@ -29,6 +30,12 @@ const (
 	QuotaMargin = quotaMargin
 	Recovery    = recovery
 	LeastRate   = leastRate
+)
+
+// When Service Quotas is asked again.
+const (
+	QuotasLifetime  = quotasLifetime
+	FirstQuotaRetry = firstQuotaRetry
 )
 
 // ListLimit is the bound of FindKeys without the tagging API.

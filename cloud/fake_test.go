@@ -173,7 +173,7 @@ func (f *fake) settings() cloud.Settings { return settingsFor(f.URL) }
 
 func settingsFor(url string) cloud.Settings {
 	return cloud.Settings{
-		KMSEndpoint: url, EventBridgeEndpoint: url, STSEndpoint: url, TaggingEndpoint: url,
+		KMSEndpoint: url, EventBridgeEndpoint: url, STSEndpoint: url, TaggingEndpoint: url, ServiceQuotasEndpoint: url,
 		Credentials: map[string]cloud.Credential{"prod": static()},
 		Logger:      slog.New(slog.DiscardHandler),
 	}

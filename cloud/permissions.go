@@ -41,6 +41,7 @@ var permissions = map[string][]Permission{
 	"kms:ListKeys":    {{"kms:ListKeys", Everything, ""}},
 
 	"tag:GetResources":        {{"tag:GetResources", Everything, ""}},
+	ServiceQuotasAction:       {{ServiceQuotasAction, Everything, ""}},
 	"events:PutEvents":        {{"events:PutEvents", Buses, ""}},
 	"events:DescribeEventBus": {{"events:DescribeEventBus", Buses, ""}},
 	"sts:AssumeRole":          {{"sts:AssumeRole", Roles, ""}},

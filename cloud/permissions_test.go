@@ -44,7 +44,7 @@ func sentOperations(t *testing.T) (operations []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	services := map[string]string{"ServiceKMS": "kms", "ServiceEvents": "events", "ServiceSTS": "sts"}
+	services := map[string]string{"ServiceKMS": "kms", "ServiceEvents": "events", "ServiceSTS": "sts", "ServiceQuotas": "servicequotas"}
 	text := func(e ast.Expr) string {
 		switch e := e.(type) {
 		case *ast.BasicLit:

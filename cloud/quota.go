@@ -76,14 +76,28 @@ func DefaultQuotas() map[string]float64 {
 	return quotas
 }
 
-// quotaOf returns the name of the quota that a request counts against, and AWS's
-// default for it; 0: none is kept.
-func quotaOf(action, region string) (name string, perSecond float64) {
+// quotaOf returns the name of the quota that a request counts against.
+func quotaOf(action string) string {
 	if action == "kms:Encrypt" || action == "kms:Decrypt" {
-		return cryptographic, cmp.Or(cryptographicQuotas[region], requestQuotas[cryptographic])
+		return cryptographic
 	}
-	return action, requestQuotas[action]
+	return action
 }
+
+// defaultQuota returns AWS's default for a quota in a Region; 0: none is kept.
+func defaultQuota(name, region string) float64 {
+	if name == cryptographic {
+		return cmp.Or(cryptographicQuotas[region], requestQuotas[cryptographic])
+	}
+	return requestQuotas[name]
+}
+
+// Where a quota comes from.
+const (
+	QuotaDefault    = "default"        // AWS's default
+	QuotaConfigured = "byokd.toml"     // Settings.Quotas
+	QuotaTold       = "service-quotas" // what Service Quotas tells of the account and Region
+)
 
 // A Priority says which of those who wait for a quota goes first.
 type Priority int
@@ -131,10 +145,11 @@ const (
 type bucket struct {
 	action string
 	region string
-	quota  float64 // requests per second
 	log    *slog.Logger
 
 	mu      sync.Mutex
+	quota   float64   // requests per second
+	source  string    // of quota
 	next    time.Time // when the next turn may begin
 	last    time.Time // when the latest one began
 	queue   turnQueue
@@ -145,12 +160,32 @@ type bucket struct {
 	seen  int                       // how many there ever were
 
 	ceiling   float64   // the rate at which AWS last throttled; 0: the quota is kept to
+	least     float64   // below which the rate is not lowered, while ceiling is set
 	loweredAt time.Time // when
 	throttled int       // requests that were, ever
 }
 
-func newBucket(action, region string, perSecond float64, log *slog.Logger) *bucket {
-	return &bucket{action: action, region: region, quota: perSecond, log: log}
+func newBucket(action, region string, perSecond float64, source string, log *slog.Logger) *bucket {
+	return &bucket{action: action, region: region, quota: perSecond, source: source, log: log}
+}
+
+// setQuota has the bucket keep to another quota from the next turn on. What it has
+// learned since AWS throttled stands: a higher quota is what it grows to then, not
+// what it goes on at.
+func (b *bucket) setQuota(perSecond float64, source string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.source = source
+	if perSecond == b.quota {
+		return
+	}
+	now := time.Now()
+	before := b.interval(now)
+	b.quota = perSecond
+	if !b.next.IsZero() {
+		b.next = b.next.Add(b.interval(now) - before)
+	}
+	b.arm()
 }
 
 // A turn is the leave to send one request.
@@ -252,6 +287,7 @@ func (b *bucket) throttle(t turn) {
 	level := slog.LevelDebug
 	if b.ceiling == 0 {
 		level = slog.LevelWarn
+		b.least = b.quota * leastRate
 	}
 	b.ceiling, b.loweredAt = b.rate(now), now
 	b.next = now.Add(b.interval(now))
@@ -266,12 +302,12 @@ func (b *bucket) rate(now time.Time) float64 {
 		return b.quota
 	}
 	x := now.Sub(b.loweredAt).Seconds()/recovery.Seconds() - 1
-	rate := b.ceiling * (1 + (1-lowered)*x*x*x)
+	rate := max(b.ceiling*(1+(1-lowered)*x*x*x), b.least)
 	if rate >= b.quota {
 		b.ceiling = 0
 		return b.quota
 	}
-	return max(rate, b.quota*leastRate)
+	return rate
 }
 
 func (b *bucket) interval(now time.Time) time.Duration {
@@ -327,8 +363,8 @@ type bucketKey struct {
 
 // bucket returns the bucket of an operation; nil: no quota is kept.
 func (s *session) bucket(action string) *bucket {
-	name, perSecond := quotaOf(action, s.region)
-	if perSecond == 0 {
+	name := quotaOf(action)
+	if defaultQuota(name, s.region) == 0 {
 		return nil
 	}
 	key := bucketKey{region: s.region, name: name}
@@ -341,12 +377,12 @@ func (s *session) bucket(action string) *bucket {
 	c := s.cloud
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	at := accountRegion{key.account, s.region}
+	c.followQuotas(s, at)
 	b := c.buckets[key]
 	if b == nil {
-		if set := c.settings.Quotas[strings.TrimPrefix(name, ServiceKMS+":")]; set > 0 {
-			perSecond = set
-		}
-		b = newBucket(name, s.region, perSecond, c.log)
+		perSecond, source := c.quotaInForce(at, name)
+		b = newBucket(name, s.region, perSecond, source, c.log)
 		c.buckets[key] = b
 	}
 	return b
@@ -358,7 +394,8 @@ type QuotaUse struct {
 	Credential string // while the account is not known
 	Region     string
 	Action     string  // IAM action, or what several share
-	Quota      float64 // requests per second, as configured, or AWS's default
+	Quota      float64 // requests per second
+	Source     string  // of Quota: one of the Quota constants
 	PerSecond  float64 // what is kept to: less than Quota after AWS has throttled
 	Waiting    int     // requests that wait for their turn
 	Throttled  int     // requests that AWS has refused, since the start
@@ -374,7 +411,7 @@ func (c *Cloud) QuotaUses() []QuotaUse {
 	for key, b := range buckets {
 		b.mu.Lock()
 		uses = append(uses, QuotaUse{Account: key.account, Credential: key.credential, Region: key.region, Action: key.name,
-			Quota: b.quota, PerSecond: b.rate(time.Now()), Waiting: len(b.queue), Throttled: b.throttled})
+			Quota: b.quota, Source: b.source, PerSecond: b.rate(time.Now()), Waiting: len(b.queue), Throttled: b.throttled})
 		b.mu.Unlock()
 	}
 	slices.SortFunc(uses, func(a, b QuotaUse) int {

@@ -323,7 +323,7 @@ func TestQuotasOnAWSSim(t *testing.T) {
 	if i < 0 {
 		t.Fatal("the quota of CreateKey is not in use")
 	}
-	if d := cmp.Diff(cloud.QuotaUse{Account: account, Region: region, Action: "kms:CreateKey", Quota: 25, PerSecond: 25}, c.QuotaUses()[i]); d != "" {
+	if d := cmp.Diff(cloud.QuotaUse{Account: account, Region: region, Action: "kms:CreateKey", Quota: 25, Source: cloud.QuotaConfigured, PerSecond: 25}, c.QuotaUses()[i]); d != "" {
 		t.Error(d)
 	}
 }

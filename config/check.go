@@ -225,6 +225,7 @@ func (d *document) checkAWS(a AWS) {
 	d.endpoint("aws.eventbridge_endpoint", a.EventBridgeEndpoint)
 	d.endpoint("aws.sts_endpoint", a.STSEndpoint)
 	d.endpoint("aws.tagging_endpoint", a.TaggingEndpoint)
+	d.endpoint("aws.servicequotas_endpoint", a.ServiceQuotasEndpoint)
 	for _, region := range slices.Sorted(maps.Keys(a.Endpoints)) {
 		prefix, e := join("aws.endpoints", region), a.Endpoints[region]
 		if d.ok(prefix) && !regionName.MatchString(region) {
@@ -234,6 +235,7 @@ func (d *document) checkAWS(a AWS) {
 		d.endpoint(prefix+".events", e.Events)
 		d.endpoint(prefix+".sts", e.STS)
 		d.endpoint(prefix+".tagging", e.Tagging)
+		d.endpoint(prefix+".servicequotas", e.ServiceQuotas)
 	}
 	quotas := a.Quotas.Keys()
 	for _, name := range slices.Sorted(maps.Keys(quotas)) {

@@ -285,6 +285,10 @@ type AWS struct {
 	// for all Regions. Default: AWS's own.
 	TaggingEndpoint string `toml:"tagging_endpoint"`
 
+	// ServiceQuotasEndpoint overrides the endpoint of Service Quotas for all
+	// Regions; see [aws.quotas] from_service_quotas. Default: AWS's own.
+	ServiceQuotasEndpoint string `toml:"servicequotas_endpoint"`
+
 	// Endpoints override endpoints per Region, and come before those above:
 	// [aws.endpoints.REGION]. Default: none.
 	Endpoints map[string]Endpoints `toml:"endpoints"`
@@ -308,14 +312,24 @@ type Endpoints struct {
 	// Tagging is the endpoint of the Resource Groups Tagging API. Default: that
 	// of [aws].
 	Tagging string `toml:"tagging"`
+
+	// ServiceQuotas is the endpoint of Service Quotas. Default: that of [aws].
+	ServiceQuotas string `toml:"servicequotas"`
 }
 
 // Quotas are request quotas of KMS, in requests per second per account and
 // Region, each more than 0. They are those of the operations that byokd sends
-// and whose quota it can reach. Their defaults are AWS's.
+// and whose quota it can reach. Their defaults are AWS's, or with
+// FromServiceQuotas what Service Quotas tells.
 //
 // Source: AWS KMS Developer Guide, "Request quotas".
 type Quotas struct {
+	// FromServiceQuotas asks AWS's Service Quotas, about daily for each account
+	// and Region, for the quotas that are in force there. A key that is set here
+	// comes first. It needs servicequotas:ListServiceQuotas and one more endpoint;
+	// while Service Quotas does not tell, AWS's defaults count. Default: false.
+	FromServiceQuotas bool `toml:"from_service_quotas"`
+
 	// GetParametersForImport is the scarce one, of which each import needs one:
 	// requests per second, more than 0. Default: 1.0, AWS's.
 	GetParametersForImport float64 `toml:"get_parameters_for_import"`
@@ -416,6 +430,18 @@ func (q *Quotas) Keys() map[string]*float64 {
 		"create_grant":                 &q.CreateGrant,
 		"list_grants":                  &q.ListGrants,
 	}
+}
+
+// GivenQuotas returns the quotas that byokd.toml sets itself, by their keys in
+// [aws.quotas].
+func (c *Config) GivenQuotas() map[string]float64 {
+	given := make(map[string]float64)
+	for key, perSecond := range c.AWS.Quotas.Keys() {
+		if c.src.has(join("aws.quotas", key)) {
+			given[key] = *perSecond
+		}
+	}
+	return given
 }
 
 // defaultQuotas are AWS's.

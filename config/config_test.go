@@ -120,6 +120,22 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
+// What byokd.toml sets itself is told from AWS's defaults, whatever the value.
+func TestGivenQuotas(t *testing.T) {
+	for toml, want := range map[string]map[string]float64{
+		"": {},
+		"[aws.quotas]\nfrom_service_quotas = true":                      {},
+		"[aws.quotas]\nget_parameters_for_import = 1.0\ncreate_key = 7": {"get_parameters_for_import": 1, "create_key": 7},
+		"aws.quotas = { list_grants = 3 }":                              {"list_grants": 3},
+		"aws.quotas.list_grants = 3":                                    {"list_grants": 3},
+	} {
+		cfg := newTree(t, map[string]string{"byokd.toml": toml}).load(t)
+		if diff := cmp.Diff(want, cfg.GivenQuotas()); diff != "" {
+			t.Errorf("%q: (-want +got):\n%s", toml, diff)
+		}
+	}
+}
+
 // An explicit key comes before systemd's environment, and that before the
 // built-in default.
 func TestDirectories(t *testing.T) {

@@ -220,6 +220,12 @@ func (d *document) source() source {
 	return s
 }
 
+// has reports whether the file sets a key.
+func (s source) has(key string) bool {
+	handle := unique.Make(key)
+	return slices.ContainsFunc(s.positions, func(pos position) bool { return pos.key == handle })
+}
+
 // problem makes a Problem at a key, or at the table that it is missing from.
 // Without positions, as in a definition from the database, it names the file.
 func (s source) problem(key, msg string) Problem {

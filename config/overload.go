@@ -41,17 +41,18 @@ type wave struct {
 }
 
 // Overloads finds the credentials and Regions where the schedules of groups cannot
-// be met at the quotas, from now on. A place is overloaded where more rotations are
+// be met at the quotas, from now on. quota returns that of GetParametersForImport
+// for a place, in requests per second, 0 where it is not known; nil: byokd.toml has
+// it. A place is overloaded where more rotations are
 // asked for than its quota allows in the long run, or where what is due at one
 // instant ends later than overdue_after. Each rotation needs one request; those
 // that renew expiring material in between count too.
 //
 // It looks at no more than some tens of thousands of ticks, and takes well under a
 // second for ten thousand groups.
-func Overloads(cfg *Config, groups []*Group, now time.Time) []Overload {
-	perSecond := cfg.AWS.Quotas.GetParametersForImport
-	if perSecond <= 0 {
-		return nil
+func Overloads(cfg *Config, groups []*Group, now time.Time, quota func(credential, region string) float64) []Overload {
+	if quota == nil {
+		quota = func(string, string) float64 { return cfg.AWS.Quotas.GetParametersForImport }
 	}
 	type place struct{ credential, region string }
 	type shape struct {
@@ -104,6 +105,10 @@ func Overloads(cfg *Config, groups []*Group, now time.Time) []Overload {
 
 	var all []Overload
 	for at, l := range places {
+		perSecond := quota(at.credential, at.region)
+		if perSecond <= 0 {
+			continue
+		}
 		var waves []*wave
 		for s, w := range l.waves {
 			w.ticks = clocks[shape{spec: s.spec, zone: s.zone}]
@@ -216,7 +221,7 @@ func (o Overload) Names() string {
 	return fmt.Sprintf("%s and %d more", strings.Join(o.Groups[:most], ", "), len(o.Groups)-most)
 }
 
-// Overloads is [Overloads] for the good groups of a set.
+// Overloads is [Overloads] for the good groups of a set, at byokd.toml's quota.
 func (s *Set) Overloads(cfg *Config, now time.Time) []Overload {
-	return Overloads(cfg, slices.Collect(maps.Values(s.Groups)), now)
+	return Overloads(cfg, slices.Collect(maps.Values(s.Groups)), now, nil)
 }

@@ -55,7 +55,7 @@ func TestOverloads(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			cfg := &config.Config{}
 			cfg.AWS.Quotas.GetParametersForImport = test.quota
-			all := config.Overloads(cfg, test.groups, now)
+			all := config.Overloads(cfg, test.groups, now, nil)
 			switch {
 			case test.want == "" && len(all) > 0:
 				t.Errorf("overloaded: %s", all[0].Message)
@@ -68,10 +68,28 @@ func TestOverloads(t *testing.T) {
 			for i, g := range test.groups {
 				g.AWS.Region = fmt.Sprintf("r-%d", i%100)
 			}
-			if all := config.Overloads(cfg, test.groups, now); len(all) > 0 {
+			if all := config.Overloads(cfg, test.groups, now, nil); len(all) > 0 {
 				t.Errorf("over a hundred Regions: %s", all[0].Message)
 			}
 		})
+	}
+}
+
+// A place's own quota counts where one is known, and a place without is left alone.
+func TestOverloadsOfPlaces(t *testing.T) {
+	groups := make([]*config.Group, 300)
+	for i := range groups {
+		groups[i] = &config.Group{Name: fmt.Sprintf("g%03d", i), Credential: "prod"}
+		groups[i].Rotation = config.Rotation{Enabled: true, Every: config.Duration(time.Minute)}
+		groups[i].AWS.Region = []string{"raised", "default", "unknown"}[i%3]
+	}
+	cfg := &config.Config{}
+	cfg.AWS.Quotas.GetParametersForImport = 1
+	all := config.Overloads(cfg, groups, time.Now(), func(credential, region string) float64 {
+		return map[string]float64{"prod raised": 10, "prod default": 1}[credential+" "+region]
+	})
+	if len(all) != 1 || all[0].Region != "default" {
+		t.Errorf("overloaded: %+v", all)
 	}
 }
 

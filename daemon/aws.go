@@ -16,6 +16,10 @@ import (
 func (d *Daemon) cloudSettings(cfg *config.Config) cloud.Settings {
 	s := configuredCloud(cfg)
 	s.Logger, s.Observer = d.log, d.metrics.request
+	s.QuotasTold = func() {
+		d.overloads.stale.Store(true)
+		wake(d.upkeepWake)
+	}
 	return s
 }
 
@@ -28,21 +32,22 @@ func configuredCloud(cfg *config.Config) cloud.Settings {
 	return cloud.Settings{
 		WrappingKeySpec: cfg.AWS.WrappingKeySpec, UseFIPS: cfg.AWS.UseFIPSEndpoint, UseDualStack: cfg.AWS.UseDualstackEndpoint,
 		KMSEndpoint: cfg.AWS.KMSEndpoint, EventBridgeEndpoint: cfg.AWS.EventBridgeEndpoint,
-		STSEndpoint: cfg.AWS.STSEndpoint, TaggingEndpoint: cfg.AWS.TaggingEndpoint, Regional: regional,
-		Quotas:      quotas(cfg),
+		STSEndpoint: cfg.AWS.STSEndpoint, TaggingEndpoint: cfg.AWS.TaggingEndpoint, ServiceQuotasEndpoint: cfg.AWS.ServiceQuotasEndpoint,
+		Regional: regional,
+		Quotas:   quotas(cfg), FromServiceQuotas: cfg.AWS.Quotas.FromServiceQuotas,
 		Credentials: credentials(cfg),
 	}
 }
 
-// quotas are the [aws.quotas] of byokd.toml, by operation.
+// quotas are the [aws.quotas] that byokd.toml sets, by operation.
 func quotas(cfg *config.Config) map[string]float64 {
 	all := make(map[string]float64)
-	for key, perSecond := range cfg.AWS.Quotas.Keys() {
+	for key, perSecond := range cfg.GivenQuotas() {
 		operation := ""
 		for word := range strings.SplitSeq(key, "_") {
 			operation += strings.ToUpper(word[:1]) + word[1:]
 		}
-		all[operation] = *perSecond
+		all[operation] = perSecond
 	}
 	return all
 }

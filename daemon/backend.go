@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"byokd/cloud"
 	"byokd/daemon/control"
 	"byokd/daemon/jobstore"
 	"byokd/daemon/lifecycle"
@@ -552,7 +551,7 @@ func (d *Daemon) endpoints() []control.Endpoint {
 	var list []control.Endpoint
 	all := make(map[string]string)
 	for _, region := range append([]string{""}, slices.Sorted(maps.Keys(d.cfg.Load().AWS.Endpoints))...) {
-		for _, service := range cloud.Services() {
+		for _, service := range d.cloud.Services() {
 			url, overridden := d.cloud.Endpoint(service, region)
 			if !overridden || region != "" && url == all[service] {
 				continue

@@ -392,6 +392,7 @@ func (d *Daemon) run(ctx context.Context) error {
 	d.Notifier.Stopping()
 	stop(cause)
 	loops.Wait()
+	d.cloud.Close()
 	closeCtx, cancel := context.WithTimeout(context.Background(), hsmCloseTimeout)
 	defer cancel()
 	if err := errors.Join(d.tokens.close(closeCtx), d.store.Close()); err != nil {

@@ -15,7 +15,7 @@ import (
 type Destination struct {
 	Host     string               `json:"host"`
 	Port     string               `json:"port"`
-	Service  string               `json:"service"` // kms, events, sts, tagging
+	Service  string               `json:"service"` // kms, events, sts, tagging, servicequotas
 	Region   string               `json:"region"`
 	Required bool                 `json:"required"` // false: missed without harm
 	Override bool                 `json:"override"` // from byokd.toml or the environment, not AWS's own
@@ -51,6 +51,9 @@ func Destinations(cfg *config.Config, groups []*config.Group) []Destination {
 	for _, g := range groups {
 		add(cloud.ServiceKMS, g.AWS.Region, true, g.Name)
 		add(cloud.ServiceTagging, g.AWS.Region, false, g.Name)
+		if cfg.AWS.Quotas.FromServiceQuotas {
+			add(cloud.ServiceQuotas, g.AWS.Region, false, g.Name)
+		}
 		// STS gives the role; without one it only names the account.
 		add(cloud.ServiceSTS, g.AWS.Region, cfg.Credentials[g.Credential].RoleARN != "", g.Name)
 		if !cfg.Events.Enabled {

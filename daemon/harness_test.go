@@ -163,6 +163,7 @@ kms_endpoint = %[4]q
 eventbridge_endpoint = %[4]q
 sts_endpoint = %[4]q
 tagging_endpoint = %[4]q
+servicequotas_endpoint = %[4]q
 [aws.quotas]
 %[5]s
 [log]

@@ -39,7 +39,9 @@ const clockLimit = 30 * time.Second
 // Each credential and Region is tried once, on the first of its groups that has
 // a key.
 func CheckOnline(ctx context.Context, cfg *config.Config, groups []*config.Group, report func(Finding)) {
-	o := online{ctx: ctx, cfg: cfg, cloud: cloud.New(configuredCloud(cfg)), report: report}
+	settings := configuredCloud(cfg)
+	settings.FromServiceQuotas = false // it is asked here, once, and what comes of it is a finding
+	o := online{ctx: ctx, cfg: cfg, cloud: cloud.New(settings), report: report}
 	defer o.cloud.Close()
 	reached := o.endpoints(Destinations(cfg, groups))
 	type place struct{ credential, region string }
@@ -144,8 +146,11 @@ func (o *online) place(credential, region string, groups []*config.Group) {
 	default:
 		o.found(FindingOK, subject, "it is %s", caller.ARN)
 	}
+	quota := cmp.Or(o.cfg.AWS.Quotas.GetParametersForImport, 1)
+	if o.cfg.AWS.Quotas.FromServiceQuotas {
+		quota = o.serviceQuotas(kms, subject, quota)
+	}
 	if n := len(groups); n > 1 {
-		quota := cmp.Or(o.cfg.AWS.Quotas.GetParametersForImport, 1)
 		o.found(FindingOK, fmt.Sprintf("quota in %s", region), "%d groups share GetParametersForImport with %g a second: rotating all of them takes %v",
 			n, quota, (time.Duration(float64(n) / quota * float64(time.Second))).Round(time.Second))
 	}
@@ -182,6 +187,26 @@ func (o *online) place(credential, region string, groups []*config.Group) {
 			o.found(FindingOK, "key policy of group "+g.Name, "byokd stays able to change it")
 		}
 	}
+}
+
+// serviceQuotas looks whether Service Quotas tells the quotas, and returns that of
+// imports.
+func (o *online) serviceQuotas(kms *cloud.KMS, subject string, configured float64) float64 {
+	told, err := kms.ServiceQuotas(o.ctx)
+	perSecond, ok := told[cloud.ImportAction]
+	_, given := o.cfg.GivenQuotas()["get_parameters_for_import"]
+	switch {
+	case err != nil:
+		o.found(FindingWarning, subject, "%v (without it byokd keeps to AWS's defaults, and to what [aws.quotas] sets)", err)
+	case !ok:
+		o.found(FindingWarning, subject, "Service Quotas tells %d request quotas of KMS, but not that of GetParametersForImport: byokd keeps to %g a second", len(told), configured)
+	case given && perSecond != configured:
+		o.found(FindingOK, subject, "Service Quotas tells %g GetParametersForImport a second; [aws.quotas] sets %g, which comes first", perSecond, configured)
+	default:
+		o.found(FindingOK, subject, "Service Quotas tells %g GetParametersForImport a second", perSecond)
+		return perSecond
+	}
+	return configured
 }
 
 // ownedLooks is of how many groups of a credential and Region the aliases are looked

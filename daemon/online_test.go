@@ -80,6 +80,13 @@ func TestCheckOnline(t *testing.T) {
 		{"GetKeyLastUsage denied", deny("GetKeyLastUsage"), "grant kms:GetKeyLastUsage"},
 		{"GetResources denied", deny("GetResources"), "warning credential prod in eu-central-1: tag:GetResources"},
 		{"DescribeEventBus denied", deny("DescribeEventBus"), "warning event bus default in eu-central-1: events:DescribeEventBus"},
+		{"ListServiceQuotas denied", func(t *testing.T) {
+			w.askServiceQuotas("")
+			deny("ListServiceQuotas")(t)
+		}, "warning credential prod in eu-central-1: servicequotas:ListServiceQuotas in eu-central-1: AccessDeniedException: no; grant servicequotas:ListServiceQuotas to credential \"prod\""},
+		{"Service Quotas", func(*testing.T) { w.askServiceQuotas("") }, "ok credential prod in eu-central-1: Service Quotas tells 1 GetParametersForImport a second\n"},
+		{"Service Quotas, and a line", func(*testing.T) { w.askServiceQuotas("get_parameters_for_import = 3") }, "a second; [aws.quotas] sets 3, which comes first"},
+		{"the endpoint of Service Quotas", func(*testing.T) { w.askServiceQuotas("") }, "ok servicequotas endpoint 127.0.0.1:"},
 		{"no such bus", func(*testing.T) { w.configure("[events]\nbus = \"alerts\"\n") }, "failed event bus alerts in eu-central-1: events:DescribeEventBus for alerts in eu-central-1: ResourceNotFoundException"},
 		{"wrong secret", func(*testing.T) {
 			w.write("prod.csv", "Access key ID,Secret access key\n"+accessKey+",wrong\n")
@@ -159,6 +166,9 @@ func TestCheckOnline(t *testing.T) {
 		})
 	}
 	w.t = t
+	if n := w.requests("ListServiceQuotas"); n != 4 { // once in each test that wants it
+		t.Errorf("Service Quotas was asked %d times", n)
+	}
 	for _, operation := range []string{"UpdateAlias", "DisableKey", "ScheduleKeyDeletion", "DeleteImportedKeyMaterial", "UpdateKeyDescription"} {
 		if n := w.requests(operation); n != 0 {
 			t.Errorf("%s was sent %d times", operation, n)
@@ -167,6 +177,15 @@ func TestCheckOnline(t *testing.T) {
 }
 
 const awsDefaultPolicy = `{"Version":"2012-10-17","Id":"key-default-1","Statement":[{"Sid":"Enable IAM User Permissions","Effect":"Allow","Principal":{"AWS":"arn:aws:iam::111122223333:root"},"Action":"kms:*","Resource":"*"}]}`
+
+// askServiceQuotas has Service Quotas asked, with other lines in [aws.quotas].
+func (w *world) askServiceQuotas(lines string) {
+	w.t.Helper()
+	before := w.quotas
+	defer func() { w.quotas = before }()
+	w.quotas = "from_service_quotas = true\n" + lines
+	w.configure("")
+}
 
 // read returns the content of a file of the machine.
 func (w *world) read(name string) string {

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,7 +40,7 @@ func (d *Daemon) lookForOverloads() {
 	cfg, now := d.cfg.Load(), d.Now()
 	var overloads []config.Overload
 	if cfg.Designated {
-		overloads = config.Overloads(cfg, groups, now)
+		overloads = config.Overloads(cfg, groups, now, d.cloud.ImportQuota)
 	}
 	o := &d.overloads
 	o.mu.Lock()
@@ -60,13 +61,20 @@ func (d *Daemon) lookForOverloads() {
 	o.since = since
 }
 
+// importQuota is the quota of imports in force at a place, as placeOf has it; 0:
+// not known yet.
+func (d *Daemon) importQuota(place string) float64 {
+	credential, region, _ := strings.Cut(place, " ")
+	return d.cloud.ImportQuota(credential, region)
+}
+
 // quotaUses are the quotas of imports in use, and others that AWS has throttled.
 func (d *Daemon) quotaUses() []control.QuotaUse {
 	var uses []control.QuotaUse
 	for _, u := range d.cloud.QuotaUses() {
 		if u.Action == cloud.ImportAction || u.Throttled > 0 {
 			uses = append(uses, control.QuotaUse{Account: control.String(u.Account), Credential: control.String(u.Credential), Region: u.Region,
-				Operation: u.Action, Quota: u.Quota, PerSecond: u.PerSecond, Waiting: u.Waiting, Throttled: u.Throttled})
+				Operation: u.Action, Quota: u.Quota, Source: u.Source, PerSecond: u.PerSecond, Waiting: u.Waiting, Throttled: u.Throttled})
 		}
 	}
 	return uses

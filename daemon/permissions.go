@@ -43,6 +43,9 @@ func Policies(cfg *config.Config, groups []*config.Group) []PrincipalPolicy {
 	for _, g := range groups {
 		s := scope(g.Credential)
 		s.Operations = append(s.Operations, operations(g)...)
+		if cfg.AWS.Quotas.FromServiceQuotas {
+			s.Operations = append(s.Operations, cloud.ServiceQuotasAction)
+		}
 		s.Regions = append(s.Regions, g.AWS.Region)
 		s.Owners = append(s.Owners, g.Name)
 		if g.AWS.PreviousName != "" {

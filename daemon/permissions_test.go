@@ -67,7 +67,7 @@ func (w *world) checkOperations() {
 	still := *everything // of what is not disabled other things are asked
 	still.Rotation.DisablePrevious = false
 	cfg := &config.Config{Credentials: map[string]config.Credential{"prod": {RoleARN: byokdRole}}}
-	cfg.Events.Enabled, cfg.Events.Bus = true, "default"
+	cfg.Events.Enabled, cfg.Events.Bus, cfg.AWS.Quotas.FromServiceQuotas = true, "default", true
 	granted := map[string]bool{"sts:GetCallerIdentity": true, "kms:ListKeys": true} // needs nothing; only where there is no tagging API
 	for _, p := range daemon.Policies(cfg, []*config.Group{everything, &still}) {
 		for _, s := range p.Policy.Statement {
@@ -88,6 +88,8 @@ func (w *world) checkOperations() {
 
 func newLeastWorld(t *testing.T, missing string) *leastWorld {
 	w := &leastWorld{world: newWorld(t), missing: missing}
+	w.quotas += "from_service_quotas = true\n"
+	w.configure("")
 	toml, err := os.ReadFile(w.path("byokd.toml"))
 	if err != nil {
 		t.Fatal(err)

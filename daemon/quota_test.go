@@ -240,3 +240,85 @@ initial = "scheduled"`, "")
 initial = "scheduled"`, "")
 	w.until("the schedules can be met", func() bool { return told() == "" })
 }
+
+// With from_service_quotas byokd keeps to what Service Quotas tells, shows it, and
+// reckons with it; a line of byokd.toml comes first.
+func TestServiceQuotas(t *testing.T) {
+	w := newWorldWith(t, func(o *awssim.Options) {
+		o.Quotas = &awssim.Quotas{PerSecond: map[string]float64{"kms:GetParametersForImport": 10, "kms:CreateKey": 50}}
+	})
+	w.askServiceQuotas("create_key = 20")
+	const groups = 12 // more than a burst of the simulator
+	for i := range groups {
+		w.group(fmt.Sprintf("g%02d", i), `every = "20m"`, "")
+	}
+	w.start()
+	w.untilAll(groups, 1)
+	use := func() control.QuotaUse {
+		d, err := w.client.Daemon(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, u := range d.Quotas.Used {
+			if u.Operation == cloud.ImportAction {
+				return u
+			}
+		}
+		return control.QuotaUse{}
+	}
+	if u := use(); u.Quota != 10 || u.PerSecond != 10 || u.Source != cloud.QuotaTold || u.Throttled != 0 {
+		t.Errorf("in use is %+v", u)
+	}
+	if n := w.requests("ListServiceQuotas"); n != 1 {
+		t.Errorf("Service Quotas was asked %d times", n)
+	}
+	if plan, err := w.client.Plan(t.Context(), true, "g00"); err != nil || plan[0].QuotaPerSecond != 10 {
+		t.Errorf("the plan reckons with %+v, %v", plan, err)
+	}
+	if log := w.log.String(); !strings.Contains(log, "kms:GetParametersForImport 10 (was 1)") || strings.Contains(log, "kms:CreateKey 50") {
+		t.Error("the log does not tell what Service Quotas told, or more")
+	}
+
+	// Asked after the next start, it tells a quota that is too low for the schedules.
+	if err := w.halt(); err != nil {
+		t.Fatal(err)
+	}
+	w.sim.SetQuotas(&awssim.Quotas{PerSecond: map[string]float64{"kms:GetParametersForImport": 0.01}})
+	w.group("more", "every = \"20m\"\ninitial = \"scheduled\"", "")
+	w.start()
+	w.until("the schedules cannot be met", func() bool {
+		return w.log.contains("13 groups ask for 936 rotations a day, and 0.01 imports a second allow 864")
+	})
+	if plan, err := w.client.Plan(t.Context(), true, "more"); err != nil || plan[0].QuotaPerSecond != 0.01 {
+		t.Errorf("the plan reckons with %+v, %v", plan, err)
+	}
+}
+
+// Where Service Quotas is denied, jobs go on at AWS's defaults, and one line says so.
+func TestServiceQuotasDenied(t *testing.T) {
+	w := newWorld(t)
+	w.askServiceQuotas("")
+	w.deny(func(r awssim.Request) bool { return r.Service == "servicequotas" })
+	for _, name := range []string{"orders", "payments"} {
+		w.group(name, every, "")
+	}
+	w.start()
+	w.untilGeneration("orders", 1)
+	w.untilGeneration("payments", 1)
+	d, err := w.client.Daemon(t.Context())
+	if err != nil || len(d.Quotas.Used) != 1 || d.Quotas.Used[0].Quota != 1 || d.Quotas.Used[0].Source != cloud.QuotaDefault {
+		t.Errorf("in use is %+v, %v", d.Quotas.Used, err)
+	}
+	if n := w.requests("ListServiceQuotas"); n != 1 {
+		t.Errorf("Service Quotas was asked %d times", n)
+	}
+	lines := 0
+	for line := range strings.Lines(w.log.String()) {
+		if strings.Contains(line, "level=WARN") && strings.Contains(line, "grant servicequotas:ListServiceQuotas to credential") {
+			lines++
+		}
+	}
+	if lines != 1 {
+		t.Errorf("%d lines tell of the missing permission", lines)
+	}
+}

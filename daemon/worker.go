@@ -234,7 +234,7 @@ func (d *Daemon) claimAt(ctx context.Context, due []jobstore.Due, running *sync.
 			if ctx.Err() != nil || d.ending.Load() {
 				return nil
 			}
-			if !d.workers.room(at.Place, cfg.MaxJobs, cfg.AWS.Quotas.GetParametersForImport) {
+			if !d.workers.room(at.Place, cfg.MaxJobs, d.importQuota(at.Place)) {
 				if cfg.MaxJobs > 0 {
 					return nil // the next room is for all places, which are looked at when a job ends
 				}

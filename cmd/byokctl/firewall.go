@@ -21,7 +21,9 @@ byokd.toml and the group files have them; no daemon is asked. All are TCP, outbo
 byokd accepts no connection from the network.
 
 Endpoints that are not required are missed without harm: without tagging, keys are
-found by a listing; without STS, the account is known from KMS's answers.`,
+found by a listing; without STS, the account is known from KMS's answers; without
+Service Quotas, which is there with from_service_quotas only, AWS's default quotas
+are kept to.`,
 		ValidArgsFunction: t.completeGroups,
 		RunE:              func(_ *cobra.Command, names []string) error { return t.firewall(names) },
 	}

@@ -607,6 +607,7 @@ type QuotaUse struct {
 	Region     string  `json:"region"`
 	Operation  string  `json:"operation"`  // an IAM action
 	Quota      float64 `json:"quota"`      // requests per second
+	Source     string  `json:"source"`     // of quota: "default" (AWS's), "byokd.toml" or "service-quotas"
 	PerSecond  float64 `json:"per_second"` // what is kept to: less than quota after AWS has throttled
 	Waiting    int     `json:"waiting"`    // requests that wait for their turn
 	Throttled  int     `json:"throttled"`  // requests that AWS has refused since byokd started
@@ -633,7 +634,7 @@ type Reload struct {
 
 // An Endpoint is an AWS endpoint that configuration or environment overrides.
 type Endpoint struct {
-	Service string `json:"service"` // kms, events, sts or tagging
+	Service string `json:"service"` // kms, events, sts, tagging or servicequotas
 	Region  String `json:"region"`  // null: all
 	URL     string `json:"url"`
 }

@@ -234,7 +234,7 @@ var (
 		StartedAt: control.At(at), Config: "/etc/byokd/byokd.toml", LastReload: control.Reload{At: control.At(at), OK: true, Restart: control.List[string]{"hsm.main"}},
 		Endpoints: []control.Endpoint{{Service: "kms", URL: "http://127.0.0.1:1"}},
 		Outbox:    control.Outbox{Pending: 1, Parked: 2}, Quotas: control.Quotas{GetParametersForImport: 1,
-			Used: []control.QuotaUse{{Account: "111122223333", Credential: "prod", Region: "eu-central-1", Operation: "kms:CreateKey", Quota: 5, PerSecond: 4.5, Waiting: 2, Throttled: 1}}}, HSMs: []control.HSMStatus{sampleHSM},
+			Used: []control.QuotaUse{{Account: "111122223333", Credential: "prod", Region: "eu-central-1", Operation: "kms:CreateKey", Quota: 5, Source: "default", PerSecond: 4.5, Waiting: 2, Throttled: 1}}}, HSMs: []control.HSMStatus{sampleHSM},
 		Hooks:    []control.Hook{{On: "*", Command: []string{"/usr/local/bin/told"}, Waiting: 3, RanAt: control.At(at), EventID: "e", Error: "exit status 1"}},
 		Problems: []control.Problem{{Code: "hook-failed", Message: "m", Since: control.At(at)}},
 	}

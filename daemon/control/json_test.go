@@ -55,7 +55,7 @@ func TestJSON(t *testing.T) {
 				`"config":"","last_reload":{"at":null,"ok":false,"error":null,"restart":[]},"endpoints":[],"outbox":{"pending":0,"parked":0},` +
 				`"quotas":{"get_parameters_for_import":0,"used":[]},"hsms":[],"hooks":[],"problems":[]}`},
 		{"quota, nothing known", control.QuotaUse{Region: "r", Operation: "kms:CreateKey"},
-			`{"account":null,"credential":null,"region":"r","operation":"kms:CreateKey","quota":0,"per_second":0,"waiting":0,"throttled":0}`},
+			`{"account":null,"credential":null,"region":"r","operation":"kms:CreateKey","quota":0,"source":"","per_second":0,"waiting":0,"throttled":0}`},
 		{"hook, nothing known", control.Hook{On: "*"}, `{"on":"*","command":[],"waiting":0,"ran_at":null,"event_id":null,"error":null}`},
 		{"timeline, nothing known", control.Timeline{Group: "a", State: "pending"},
 			`{"group":"a","state":"pending","alias":null,"next_rotation":null,"generations":[]}`},
