@@ -27,16 +27,21 @@ type cost struct {
 func costOf(tb testing.TB, s *jobstore.Store, f func()) cost {
 	tb.Helper()
 	now := func() (c cost) {
-		var u syscall.Rusage
-		syscall.Getrusage(syscall.RUSAGE_SELF, &u)
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)
-		return cost{time.Duration(u.Utime.Nano() + u.Stime.Nano()), m.Mallocs, s.Commits(), pagesWritten(tb, s)}
+		return cost{ownCPU(), m.Mallocs, s.Commits(), pagesWritten(tb, s)}
 	}
 	before := now()
 	f()
 	after := now()
 	return cost{after.cpu - before.cpu, after.allocs - before.allocs, after.commits - before.commits, after.pages - before.pages}
+}
+
+// ownCPU is the processor time that this process has used.
+func ownCPU() time.Duration {
+	var u syscall.Rusage
+	syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // pagesWritten is how many pages the writer has written since the store was opened.
@@ -205,10 +210,17 @@ func BenchmarkRecords(b *testing.B) {
 			wait.Wait()
 		}
 		play(50)
-		const n = 500
-		c := costOf(b, s, func() { play(n) })
-		fmt.Printf("bench: the records of a rotation, %d at once, among 100,000 finished jobs: %.2f ms of CPU, %.1f commits, %.0f pages written, %d allocations\n",
-			together, float64(c.cpu.Microseconds())/1000/n, float64(c.commits)/n, float64(c.pages)/n, c.allocs/n)
+		const n, batch = 500, 25
+		least := time.Hour // others on the machine cost time too: cold caches
+		c := costOf(b, s, func() {
+			for range n / batch {
+				begun := ownCPU()
+				play(batch)
+				least = min(least, (ownCPU()-begun)/batch)
+			}
+		})
+		fmt.Printf("bench: the records of a rotation, %d at once, among 100,000 finished jobs: %.2f ms of CPU (the best %d: %.2f ms), %.1f commits, %.0f pages written, %d allocations\n",
+			together, float64(c.cpu.Microseconds())/1000/n, batch, float64(least.Microseconds())/1000, float64(c.commits)/n, float64(c.pages)/n, c.allocs/n)
 	}
 }
 

@@ -58,7 +58,7 @@ func (s *Store) Due(ctx context.Context, now time.Time) ([]Due, error) {
 // DueSince returns the places at which a job has become due after the one time and
 // by the other.
 func (s *Store) DueSince(ctx context.Context, after, now time.Time) ([]string, error) {
-	rows, err := s.reader(ctx).query(ctx, `SELECT DISTINCT place FROM jobs INDEXED BY jobs_ready WHERE ready_at > ?1 AND ready_at <= ?2`, millis(after), millis(now))
+	rows, err := s.reader(ctx).query(quick(ctx), `SELECT DISTINCT place FROM jobs INDEXED BY jobs_ready WHERE ready_at > ?1 AND ready_at <= ?2`, millis(after), millis(now))
 	places, err := collect(rows, err, func(row scanner) (place string, err error) {
 		err = row.Scan(&place)
 		return place, err
@@ -124,7 +124,7 @@ func (s *Store) Claim(ctx context.Context, now time.Time, place string, skip Ski
 // keeps them waiting is another job or their HSM.
 func (s *Store) NextDue(ctx context.Context, now time.Time) (time.Time, error) {
 	var next time.Time
-	err := s.reader(ctx).queryRow(ctx, `SELECT min(ready_at) FROM jobs WHERE ready_at > ?1`, millis(now)).Scan(scanTime(&next))
+	err := s.reader(ctx).queryRow(quick(ctx), `SELECT min(ready_at) FROM jobs WHERE ready_at > ?1`, millis(now)).Scan(scanTime(&next))
 	if err != nil {
 		return time.Time{}, fmt.Errorf("find the next due time: %w", err)
 	}

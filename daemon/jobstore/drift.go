@@ -24,7 +24,7 @@ type Difference struct {
 // found to differ.
 func (s *Store) Drift(ctx context.Context, groups ...string) ([]Difference, error) {
 	where, args := among("grp", groups)
-	rows, err := s.reader(ctx).query(ctx, `SELECT grp, key_id, kind, generation, expected, found, message, since, repair_at
+	rows, err := s.reader(ctx).query(quick(ctx), `SELECT grp, key_id, kind, generation, expected, found, message, since, repair_at
 		FROM drift WHERE `+where+` ORDER BY grp, generation, key_id, kind`, args...)
 	list, err := collect(rows, err, func(row scanner) (d Difference, err error) {
 		err = row.Scan(&d.Group, &d.KeyID, &d.Kind, &d.Generation, &d.Expected, &d.Found, &d.Message, scanTime(&d.Since), scanTime(&d.RepairAt))

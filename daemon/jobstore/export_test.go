@@ -3,6 +3,7 @@ package jobstore
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"fmt"
 	"io/fs"
 	"slices"
@@ -86,12 +87,12 @@ func init() {
 				panic(err)
 			}
 		}
-		must(func() error { _, err := t.tx.Exec(changes); return err }())
-		must(func() error { _, err := t.tx.Exec(`DELETE FROM temp.changed`); return err }())
-		must(t.tx.QueryRow(`SELECT total_changes()`).Scan(&before))
+		_, err := t.Conn.(driver.ExecerContext).ExecContext(context.Background(), changes+`DELETE FROM temp.changed`, nil)
+		must(err)
+		must(t.row(`SELECT total_changes()`, nil, &before))
 		return func() {
-			must(t.tx.QueryRow(`SELECT total_changes() - (SELECT count(*) FROM temp.changed)`).Scan(&after))
-			rows, err := t.tx.Query(`SELECT DISTINCT grp FROM temp.changed`)
+			must(t.row(`SELECT total_changes() - (SELECT count(*) FROM temp.changed)`, nil, &after))
+			rows, err := t.query(`SELECT DISTINCT grp FROM temp.changed`)
 			changed, err := collect(rows, err, scanString)
 			must(err)
 			for _, group := range changed {

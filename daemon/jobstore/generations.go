@@ -98,7 +98,7 @@ func scanGeneration(row scanner) (g Generation, err error) {
 // Generations returns all generations of the group in ascending order,
 // destroyed ones included.
 func (s *Store) Generations(ctx context.Context, group string) ([]Generation, error) {
-	rows, err := s.reader(ctx).query(ctx, selectGenerations+`WHERE grp = ? ORDER BY number`, group)
+	rows, err := s.reader(ctx).query(quick(ctx), selectGenerations+`WHERE grp = ? ORDER BY number`, group)
 	gens, err := collect(rows, err, scanGeneration)
 	if err != nil {
 		return nil, fmt.Errorf("read generations of %s: %w", group, err)

@@ -52,7 +52,7 @@ func (s *Store) Groups(ctx context.Context) ([]Group, error) {
 
 // Group returns one group, or ErrNotFound.
 func (s *Store) Group(ctx context.Context, name string) (Group, error) {
-	g, err := scanGroup(s.reader(ctx).queryRow(ctx, `SELECT `+groupColumns+` FROM groups WHERE name = ?`, name))
+	g, err := scanGroup(s.reader(ctx).queryRow(quick(ctx), `SELECT `+groupColumns+` FROM groups WHERE name = ?`, name))
 	if err != nil {
 		return Group{}, fmt.Errorf("read group %s: %w", name, notFound(err))
 	}

@@ -59,7 +59,7 @@ const hookEvents = `o.id > h.position AND (h.name = '` + EveryEvent + `' OR o.de
 // HookEvent returns the next event that the hook is to be run for; ok is false
 // where there is none.
 func (s *Store) HookEvent(ctx context.Context, name string) (e OutboxEvent, ok bool, err error) {
-	e, err = scanOutboxEvent(s.reader(ctx).queryRow(ctx, `SELECT `+outboxColumns+` FROM outbox WHERE id =
+	e, err = scanOutboxEvent(s.reader(ctx).queryRow(quick(ctx), `SELECT `+outboxColumns+` FROM outbox WHERE id =
 		(SELECT min(o.id) FROM hooks h JOIN outbox o ON `+hookEvents+` WHERE h.name = ?)`, name))
 	if err = notFound(err); errors.Is(err, ErrNotFound) {
 		return OutboxEvent{}, false, nil
@@ -97,7 +97,7 @@ func (s *Store) ForgiveHooks(ctx context.Context) error {
 
 // FailedHooks returns the hooks whose last run has failed, by name, without Waiting.
 func (s *Store) FailedHooks(ctx context.Context) ([]Hook, error) {
-	rows, err := s.reader(ctx).query(ctx, `SELECT h.name, h.ran_at, h.event_id, coalesce(e.grp, ''), h.error
+	rows, err := s.reader(ctx).query(quick(ctx), `SELECT h.name, h.ran_at, h.event_id, coalesce(e.grp, ''), h.error
 		FROM hooks h LEFT JOIN outbox e ON e.event_id = h.event_id WHERE h.error <> '' ORDER BY h.name`)
 	hooks, err := collect(rows, err, func(row scanner) (h Hook, err error) {
 		err = row.Scan(&h.Name, scanTime(&h.RanAt), &h.EventID, &h.Group, &h.Error)

@@ -271,7 +271,7 @@ func (s *Store) MarkSeen(ctx context.Context, group, uniqueKey string) error {
 // or was marked.
 func (s *Store) Seen(ctx context.Context, group, uniqueKey string) (bool, error) {
 	var n int
-	err := s.reader(ctx).queryRow(ctx, `SELECT count(*) FROM triggers WHERE grp = ? AND unique_key = ?`, group, uniqueKey).Scan(&n)
+	err := s.reader(ctx).queryRow(quick(ctx), `SELECT count(*) FROM triggers WHERE grp = ? AND unique_key = ?`, group, uniqueKey).Scan(&n)
 	if err != nil {
 		return false, fmt.Errorf("look for %s of %s: %w", uniqueKey, group, err)
 	}
@@ -664,7 +664,7 @@ func (s *Store) OpenJobs(ctx context.Context, groups ...string) ([]Job, error) {
 		index = " INDEXED BY jobs_open"
 		where, args = among("grp", groups)
 	}
-	rows, err := s.reader(ctx).query(ctx, `SELECT `+jobColumns+` FROM jobs`+index+` WHERE state IN ('available', 'running', 'retryable') AND `+where+` ORDER BY id`, args...)
+	rows, err := s.reader(ctx).query(quick(ctx), `SELECT `+jobColumns+` FROM jobs`+index+` WHERE state IN ('available', 'running', 'retryable') AND `+where+` ORDER BY id`, args...)
 	jobs, err := collect(rows, err, scanJob)
 	if err != nil {
 		return nil, fmt.Errorf("list open jobs: %w", err)
@@ -681,7 +681,7 @@ func (s *Store) GivenUp(ctx context.Context, groups ...string) ([]Job, error) {
 		index = " INDEXED BY jobs_discarded"
 	}
 	where, args := among("grp", groups)
-	rows, err := s.reader(ctx).query(ctx, `SELECT `+jobColumns+` FROM jobs d`+index+` WHERE state = 'discarded' AND kind <> 'rollback' AND `+where+` AND NOT EXISTS
+	rows, err := s.reader(ctx).query(quick(ctx), `SELECT `+jobColumns+` FROM jobs d`+index+` WHERE state = 'discarded' AND kind <> 'rollback' AND `+where+` AND NOT EXISTS
 		(SELECT 1 FROM jobs n WHERE n.grp = d.grp AND n.kind = d.kind AND n.id > d.id) ORDER BY id`, args...)
 	jobs, err := collect(rows, err, scanJob)
 	if err != nil {

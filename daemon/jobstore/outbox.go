@@ -121,7 +121,7 @@ func scanOutboxEvent(row scanner) (e OutboxEvent, err error) {
 // for its next attempt. A sender that fails with one of a group must leave the
 // group's later ones.
 func (s *Store) PendingEvents(ctx context.Context, now time.Time, limit int) ([]OutboxEvent, error) {
-	rows, err := s.reader(ctx).query(ctx, `SELECT `+outboxColumns+` FROM outbox o WHERE state = 'pending' AND NOT EXISTS
+	rows, err := s.reader(ctx).query(quick(ctx), `SELECT `+outboxColumns+` FROM outbox o WHERE state = 'pending' AND NOT EXISTS
 		(SELECT 1 FROM outbox e WHERE e.grp = o.grp AND e.state = 'pending' AND e.next_attempt > ? AND e.id <= o.id)
 		ORDER BY id LIMIT ?`, millis(now), limit)
 	events, err := collect(rows, err, scanOutboxEvent)
@@ -202,7 +202,7 @@ type OutboxStats struct {
 
 // OutboxStats counts what has not been sent.
 func (s *Store) OutboxStats(ctx context.Context) (st OutboxStats, err error) {
-	err = s.reader(ctx).queryRow(ctx, `SELECT count(*), min(occurred_at), min(next_attempt), (SELECT count(*) FROM outbox WHERE state = 'parked')
+	err = s.reader(ctx).queryRow(quick(ctx), `SELECT count(*), min(occurred_at), min(next_attempt), (SELECT count(*) FROM outbox WHERE state = 'parked')
 		FROM outbox WHERE state = 'pending'`).Scan(&st.Pending, scanTime(&st.Oldest), scanTime(&st.Next), &st.Parked)
 	if err != nil {
 		return OutboxStats{}, fmt.Errorf("count events: %w", err)
@@ -214,7 +214,7 @@ func (s *Store) OutboxStats(ctx context.Context) (st OutboxStats, err error) {
 // first.
 func (s *Store) ParkedEvents(ctx context.Context, groups ...string) ([]OutboxEvent, error) {
 	where, args := among("grp", groups)
-	rows, err := s.reader(ctx).query(ctx, `SELECT `+outboxColumns+` FROM outbox INDEXED BY outbox_parked WHERE state = 'parked' AND `+where+` ORDER BY id DESC`, args...)
+	rows, err := s.reader(ctx).query(quick(ctx), `SELECT `+outboxColumns+` FROM outbox INDEXED BY outbox_parked WHERE state = 'parked' AND `+where+` ORDER BY id DESC`, args...)
 	events, err := collect(rows, err, scanOutboxEvent)
 	if err != nil {
 		return nil, fmt.Errorf("list parked events: %w", err)

@@ -75,7 +75,7 @@ func (s *Store) PermitLogin(ctx context.Context, hsm string, audit ...AuditEntry
 // Logins returns the latest logins to the token, newest first; limit 0: all.
 // LoginAllowed needs two.
 func (s *Store) Logins(ctx context.Context, hsm string, n int) ([]Login, error) {
-	rows, err := s.reader(ctx).query(ctx, `SELECT id, hsm, pin_identity, at, ended_at, result FROM pin_attempts WHERE hsm = ? ORDER BY id DESC LIMIT ?`,
+	rows, err := s.reader(ctx).query(quick(ctx), `SELECT id, hsm, pin_identity, at, ended_at, result FROM pin_attempts WHERE hsm = ? ORDER BY id DESC LIMIT ?`,
 		hsm, limit(n))
 	logins, err := collect(rows, err, func(row scanner) (l Login, err error) {
 		err = row.Scan(&l.ID, &l.HSM, &l.PINIdentity, scanTime(&l.At), scanTime(&l.EndedAt), &l.Result)

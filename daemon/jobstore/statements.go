@@ -52,12 +52,3 @@ func (s *statements) of(ctx context.Context, db *sql.DB, query string) (*sql.Stm
 	s.m[query] = stmt
 	return stmt, nil
 }
-
-// keep prepares queries for later. That one cannot be is told when it is run.
-func (s *statements) keep(ctx context.Context, db *sql.DB, queries []string) {
-	for _, query := range queries {
-		if _, err := s.of(ctx, db, query); err != nil {
-			return
-		}
-	}
-}

@@ -13,6 +13,7 @@
 package jobstore
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"embed"
@@ -66,10 +67,11 @@ type Store struct {
 	changed func([]string)
 	lock    *os.File // the directory, flock(2)ed; nil: read-only
 	w       *sql.DB  // one connection; nil: read-only
+	writing connections
 	writer  writer
 	r       *sql.DB // cannot write
+	reading connections
 	ids     idSource
-	written statements
 	asked   statements
 	commits atomic.Int64
 	queries atomic.Int64
@@ -468,14 +470,14 @@ func (s *Store) Close() error {
 func (s *Store) closeAll() error {
 	var errs []error
 	if s.r != nil {
-		errs = append(errs, s.r.Close())
+		errs = append(errs, s.reading.close(s.r))
 	}
 	if s.w != nil {
 		if s.r != nil { // it was opened all the way
 			_, err := s.w.Exec("PRAGMA wal_checkpoint(TRUNCATE)")
 			errs = append(errs, err)
 		}
-		errs = append(errs, s.w.Close())
+		errs = append(errs, s.writing.close(s.w))
 	}
 	if s.lock != nil { // last: nobody may come in before all is written
 		errs = append(errs, s.lock.Close())
@@ -485,14 +487,11 @@ func (s *Store) closeAll() error {
 
 // A tx is one transaction of the writer, with one time for all that it dates.
 type tx struct {
+	*connection
 	store *Store
-	ctx   context.Context
-	tx    *sql.Tx
 	now   time.Time
 	local bool // events are for hooks alone
 	ids   *idSource
-	stmts map[string]*sql.Stmt
-	fresh []string // queries that were not prepared yet when it began
 
 	wrote   bool     // it has changed something
 	changed []string // groups of which it has changed what Tell is about, some more than once
@@ -535,22 +534,16 @@ func (s *Store) Queries() int64 { return s.queries.Load() }
 // run is the whole of a transaction. It returns the groups of which something has
 // changed.
 func (t *tx) run(ctx context.Context, f func(*tx) error) (changed []string, err error) {
-	conn, err := t.store.w.Conn(ctx)
+	err = t.store.writing.transact(context.WithoutCancel(ctx), t.store.w, `BEGIN IMMEDIATE`, func(c *connection) error {
+		t.connection = c
+		check := watch(t)
+		if err := f(t); err != nil {
+			return err
+		}
+		check()
+		return nil
+	})
 	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	t.ctx = context.WithoutCancel(ctx)
-	if t.tx, err = conn.BeginTx(t.ctx, nil); err != nil {
-		return nil, err
-	}
-	defer t.tx.Rollback()
-	check := watch(t)
-	if err := f(t); err != nil {
-		return nil, err
-	}
-	check()
-	if err := t.tx.Commit(); err != nil {
 		return nil, err
 	}
 	if t.wrote {
@@ -586,64 +579,35 @@ func (t *tx) part(f func(*tx) error) error {
 // errLost: there is no transaction any more, so its other parts are lost too.
 var errLost = errors.New("the transaction was undone")
 
-// stmt is a query, prepared once for all transactions, or for this one where it is
-// the first.
-func (t *tx) stmt(query string) (*sql.Stmt, error) {
-	if stmt, ok := t.stmts[query]; ok {
-		return stmt, nil
-	}
-	if kept := t.store.written.get(query); kept != nil {
-		stmt := t.tx.StmtContext(t.ctx, kept)
-		t.stmts[query] = stmt
-		return stmt, nil
-	}
-	stmt, err := t.tx.PrepareContext(t.ctx, query)
-	if err == nil {
-		t.stmts[query] = stmt
-		t.fresh = append(t.fresh, query)
-	}
-	return stmt, err
-}
-
 // exec runs a statement and returns how many rows it changed.
 func (t *tx) exec(query string, args ...any) (int, error) {
-	stmt, err := t.stmt(query)
-	if err != nil {
-		return 0, err
-	}
-	res, err := stmt.ExecContext(t.ctx, args...)
-	if err != nil {
-		return 0, err
-	}
-	n, err := res.RowsAffected()
+	n, err := t.connection.exec(query, args...)
 	t.wrote = t.wrote || n > 0
-	return int(n), err
+	return n, err
 }
 
 // mark runs a statement that changes no rows.
 func (t *tx) mark(query string) error {
-	stmt, err := t.stmt(query)
-	if err == nil {
-		_, err = stmt.ExecContext(t.ctx)
-	}
+	_, err := t.connection.exec(query)
 	return err
 }
 
 // row runs a query for its first row; ErrNotFound when there is none.
 func (t *tx) row(query string, args []any, dest ...any) error {
-	stmt, err := t.stmt(query)
+	rows, err := t.query(query, args...)
+	return notFound(first(rows, err, dest...))
+}
+
+// first scans the first row; sql.ErrNoRows when there is none.
+func first(rows rows, err error, dest ...any) error {
 	if err != nil {
 		return err
 	}
-	return notFound(stmt.QueryRowContext(t.ctx, args...).Scan(dest...))
-}
-
-func (t *tx) query(query string, args ...any) (*sql.Rows, error) {
-	stmt, err := t.stmt(query)
-	if err != nil {
-		return nil, err
+	defer rows.Close()
+	if !rows.Next() {
+		return cmp.Or(rows.Err(), sql.ErrNoRows)
 	}
-	return stmt.QueryContext(t.ctx, args...)
+	return rows.Scan(dest...)
 }
 
 // read runs f in a transaction of a reader, which sees one state throughout.
@@ -651,19 +615,21 @@ func (s *Store) read(ctx context.Context, f func(querier) error) error {
 	if t := s.within(ctx); t != nil {
 		return f(t.query)
 	}
-	stx, err := s.r.BeginTx(ctx, nil)
-	if err != nil {
-		return err
-	}
-	defer stx.Rollback()
-	return f(func(query string, args ...any) (*sql.Rows, error) {
-		s.queries.Add(1)
-		stmt, err := s.asked.of(ctx, s.r, query)
-		if err != nil {
-			return nil, err
-		}
-		return stx.StmtContext(ctx, stmt).QueryContext(ctx, args...)
+	return s.reading.transact(ctx, s.r, `BEGIN`, func(c *connection) error {
+		return f(func(query string, args ...any) (rows, error) {
+			s.queries.Add(1)
+			return c.query(query, args...)
+		})
 	})
+}
+
+// quick is a context for a query that takes no time to speak of: for one that can be
+// interrupted, database/sql and the driver have a goroutine wait each.
+func quick(ctx context.Context) context.Context {
+	if ctx.Err() != nil {
+		return ctx
+	}
+	return context.WithoutCancel(ctx)
 }
 
 // A reader runs queries, each for itself or in the transaction of Together.
@@ -674,7 +640,7 @@ type reader struct {
 
 func (s *Store) reader(ctx context.Context) reader { return reader{s, s.within(ctx)} }
 
-func (r reader) query(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+func (r reader) query(ctx context.Context, query string, args ...any) (rows, error) {
 	if r.t != nil {
 		return r.t.query(query, args...)
 	}
@@ -687,33 +653,25 @@ func (r reader) query(ctx context.Context, query string, args ...any) (*sql.Rows
 }
 
 func (r reader) queryRow(ctx context.Context, query string, args ...any) scanner {
-	var stmt *sql.Stmt
-	var err error
-	if r.t != nil {
-		stmt, err = r.t.stmt(query)
-	} else {
-		r.s.queries.Add(1)
-		stmt, err = r.s.asked.of(ctx, r.s.r, query)
-	}
-	if err != nil {
-		return failed{err}
-	}
-	return stmt.QueryRowContext(ctx, args...)
+	return firstRow(func() (rows, error) { return r.query(ctx, query, args...) })
 }
 
-// failed is the row of a query that could not be prepared.
-type failed struct{ err error }
+// firstRow is the first row of what a query returns.
+type firstRow func() (rows, error)
 
-func (f failed) Scan(...any) error { return f.err }
+func (f firstRow) Scan(dest ...any) error {
+	rows, err := f()
+	return first(rows, err, dest...)
+}
 
 // A querier runs one query of a transaction.
-type querier func(query string, args ...any) (*sql.Rows, error)
+type querier func(query string, args ...any) (rows, error)
 
 // A scanner is a row.
 type scanner interface{ Scan(dest ...any) error }
 
 // collect scans all rows.
-func collect[T any](rows *sql.Rows, err error, scan func(scanner) (T, error)) ([]T, error) {
+func collect[T any](rows rows, err error, scan func(scanner) (T, error)) ([]T, error) {
 	if err != nil {
 		return nil, err
 	}

@@ -2,7 +2,6 @@ package jobstore
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"slices"
 	"sync"
@@ -89,9 +88,9 @@ func (w *writer) take() []*writing {
 // writeAll writes what several callers have to write, in their order, and tells
 // each how it went.
 func (s *Store) writeAll(ctx context.Context, all []*writing) {
-	t := &tx{store: s, now: s.now(), local: s.local(), ids: &s.ids, stmts: make(map[string]*sql.Stmt)}
+	t := &tx{store: s, now: s.now(), local: s.local(), ids: &s.ids}
 	errs := make([]error, len(all))
-	changed, err := t.run(context.WithoutCancel(ctx), func(t *tx) error {
+	changed, err := t.run(ctx, func(t *tx) error {
 		if len(all) == 1 {
 			return all[0].f(t)
 		}
@@ -106,11 +105,8 @@ func (s *Store) writeAll(ctx context.Context, all []*writing) {
 		}
 		return some
 	})
-	if err == nil {
-		s.written.keep(context.WithoutCancel(ctx), s.w, t.fresh)
-		if s.changed != nil && len(changed) > 0 {
-			s.changed(changed)
-		}
+	if err == nil && s.changed != nil && len(changed) > 0 {
+		s.changed(changed)
 	}
 	for i, w := range all {
 		if err != nil && errs[i] == nil {
