@@ -284,13 +284,25 @@ func (d *Daemon) Rotate(ctx context.Context, names []string, all bool, by string
 		groups = append(groups, g)
 	}
 	jobs := []control.Job{}
-	for _, g := range groups {
-		row, joined, err := d.enqueue(ctx, ask{kind: lifecycle.Rotate, group: g.def, trigger: triggerControl,
-			key: "control:" + lifecycle.NewID(d.Now()), urgent: true, by: by})
+	for some := range slices.Chunk(groups, together) {
+		var stored []control.Job
+		err := d.store.Together(ctx, func(ctx context.Context) error {
+			for _, g := range some {
+				row, joined, err := d.enqueue(ctx, ask{kind: lifecycle.Rotate, group: g.def, trigger: triggerControl,
+					key: "control:" + lifecycle.NewID(d.Now()), urgent: true, by: by})
+				if err != nil {
+					return err
+				}
+				stored = append(stored, controlJob(row, joined))
+			}
+			return nil
+		})
 		if err != nil {
 			return jobs, err
 		}
-		jobs = append(jobs, controlJob(row, joined))
+		jobs = append(jobs, stored...)
+		wake(d.jobsWake) // once more, now that they are stored
+		d.changes.notify()
 	}
 	return jobs, nil
 }

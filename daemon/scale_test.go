@@ -213,7 +213,8 @@ func TestStatesAreKept(t *testing.T) {
 	}
 }
 
-// Ticks that come together, and files that do, are stored together.
+// Ticks that come together, files that do, and what is asked for at once are stored
+// together.
 func TestStoredTogether(t *testing.T) {
 	m := newMany(t, manyGroups)
 	commits := int64((manyGroups + together - 1) / together)
@@ -240,6 +241,14 @@ func TestStoredTogether(t *testing.T) {
 	m.d.fire(ticks)
 	if n := m.costs().commits - before.commits; n != 0 {
 		t.Errorf("the same ticks again took %d commits", n)
+	}
+	before = m.costs()
+	asked, err := m.d.Rotate(t.Context(), nil, true, "somebody")
+	if watcherDo(t, err); len(asked) != manyGroups {
+		t.Errorf("%d jobs are answered, of %d", len(asked), manyGroups)
+	}
+	if n := m.costs().commits - before.commits; n != commits {
+		t.Errorf("asking for all rotations took %d commits, want %d", n, commits)
 	}
 
 	for i := range manyGroups {

@@ -16,14 +16,19 @@ import (
 	"byokd/cloud"
 	"byokd/daemon/jobstore"
 	"byokd/daemon/lifecycle"
+	"byokd/hsm"
 )
 
 const (
 	// With max_jobs = 0 as many jobs are ahead of GetParametersForImport in one
 	// account and Region as four seconds of its quota take, within these bounds, so
-	// that the scarce request is never idle while work waits. A job that is past it
-	// makes room for the next: a rotation in place goes on for minutes from there.
-	fewestAhead = 16
+	// that the scarce request is never idle while work waits. Where it is all the same,
+	// since jobs take longer to come to it, there is one more each time, up to enough.
+	// More from the start would have all of them stand in each other's way where many
+	// Regions begin at once. A job that is past it makes room for the next: a rotation
+	// in place goes on for minutes from there.
+	fewestAhead = 4
+	enoughAhead = 16
 	mostAhead   = 64
 
 	// placeJobs is how many jobs run at once in one account and Region with
@@ -61,8 +66,26 @@ type workers struct {
 
 // A load is the running jobs of a place.
 type load struct {
-	jobs  int
-	ahead int // of them, that have not got their import parameters
+	jobs   int
+	ahead  int       // of them, that have not got their import parameters
+	more   int       // how many more than usual may be
+	passed time.Time // when one last got them; zero: none has
+}
+
+// pass notes that a job has got its import parameters, of which there may be so many a
+// second. Later than a turn and a half after the one before it is, with work that
+// waits, for want of jobs.
+func (l *load) pass(now time.Time, perSecond float64) {
+	if !l.passed.IsZero() && now.Sub(l.passed).Seconds()*perSecond > 1.5 {
+		l.more++
+	}
+	l.passed = now
+}
+
+// mayBegin reports whether there is room for one more.
+func (l *load) mayBegin(perSecond float64) bool {
+	usual := min(max(fewestAhead, int(4*perSecond)), mostAhead)
+	return l.jobs < placeJobs && l.ahead < min(usual+l.more, max(usual, enoughAhead))
 }
 
 func newWorkers() *workers {
@@ -87,9 +110,10 @@ func (w *workers) takeFreed() []string {
 	return places
 }
 
-// begin notes that a job runs. The job calls ahead when it has got its import
-// parameters, and end when it has ended.
-func (w *workers) begin(place string) (ahead, end func()) {
+// begin notes that a job runs, behind so many at its place that have not got their
+// import parameters, of which there may be so many a second. The job calls ahead when it
+// has got its own, and end when it has ended.
+func (w *workers) begin(place string, perSecond float64) (behind int, ahead, end func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	l := w.loads[place]
@@ -97,17 +121,24 @@ func (w *workers) begin(place string) (ahead, end func()) {
 		l = new(load)
 		w.loads[place] = l
 	}
+	behind = l.ahead
 	w.running++
 	l.jobs++
 	l.ahead++
-	pass := sync.OnceFunc(func() {
-		w.mu.Lock()
-		l.ahead--
-		w.mu.Unlock()
-		w.free(place)
-	})
-	return pass, func() {
-		pass()
+	var once sync.Once
+	pass := func(got bool) {
+		once.Do(func() {
+			w.mu.Lock()
+			l.ahead--
+			if got {
+				l.pass(time.Now(), perSecond)
+			}
+			w.mu.Unlock()
+			w.free(place)
+		})
+	}
+	return behind, func() { pass(true) }, func() {
+		pass(false)
 		w.mu.Lock()
 		w.running--
 		if l.jobs--; l.jobs == 0 {
@@ -126,7 +157,7 @@ func (w *workers) room(place string, maxJobs int, perSecond float64) bool {
 		return w.running < maxJobs
 	}
 	l := w.loads[place]
-	return l == nil || l.jobs < placeJobs && l.ahead < min(max(fewestAhead, int(4*perSecond)), mostAhead)
+	return l == nil || l.mayBegin(perSecond)
 }
 
 // atRest reports whether no job runs.
@@ -234,7 +265,8 @@ func (d *Daemon) claimAt(ctx context.Context, due []jobstore.Due, running *sync.
 			if ctx.Err() != nil || d.ending.Load() {
 				return nil
 			}
-			if !d.workers.room(at.Place, cfg.MaxJobs, d.importQuota(at.Place)) {
+			perSecond := d.importQuota(at.Place)
+			if !d.workers.room(at.Place, cfg.MaxJobs, perSecond) {
 				if cfg.MaxJobs > 0 {
 					return nil // the next room is for all places, which are looked at when a job ends
 				}
@@ -248,10 +280,11 @@ func (d *Daemon) claimAt(ctx context.Context, due []jobstore.Due, running *sync.
 				continue
 			}
 			left = append(left, at)
-			ahead, end := d.workers.begin(at.Place)
+			behind, ahead, end := d.workers.begin(at.Place, perSecond)
 			running.Go(func() {
 				defer end()
-				d.runJob(context.WithValue(ctx, aheadKey{}, ahead), job)
+				// The token is for those first for whose import parameters a quota waits.
+				d.runJob(hsm.WithRank(context.WithValue(ctx, aheadKey{}, ahead), behind), job)
 				if place := d.placeOf(job.Group); place != at.Place {
 					d.workers.free(place) // the group's next job is about that
 				}

@@ -8,8 +8,9 @@ import (
 
 // A gate limits how many operations are inside a module at once. It is a
 // semaphore whose limit can shrink while it is in use, and which can be held
-// alone, by whoever initialises the module again. Waiting is first come, first
-// served, so that the lone holder is not kept out by a stream of others.
+// alone, by whoever initialises the module again. Those who wait are served by their
+// rank (see [WithRank]), and within one first come, first served; nobody goes before a
+// lone holder who came earlier, so that it is not kept out by a stream of others.
 type gate struct {
 	mu     sync.Mutex
 	limit  int // places; 0 until the first call of lower
@@ -20,8 +21,19 @@ type gate struct {
 }
 
 type waiter struct {
+	rank  int
 	alone bool
 	done  chan error // buffered; gets one value
+}
+
+type rankKey struct{}
+
+// WithRank returns a context whose operations wait for a place in a module behind those
+// of a lower rank only; the rank of others is 0. Where many begin the same piece of
+// work, of some operations each, those of the lowest rank then get through with it
+// first, instead of all of them at the end.
+func WithRank(ctx context.Context, rank int) context.Context {
+	return context.WithValue(ctx, rankKey{}, rank)
 }
 
 // lower sets the limit to n if that is less than it was.
@@ -39,13 +51,18 @@ func (g *gate) enter(ctx context.Context, alone bool) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	w := &waiter{alone: alone, done: make(chan error, 1)}
+	rank, _ := ctx.Value(rankKey{}).(int)
+	w := &waiter{rank: rank, alone: alone, done: make(chan error, 1)}
 	g.mu.Lock()
 	if g.closed != nil {
 		defer g.mu.Unlock()
 		return g.closed
 	}
-	g.queue = append(g.queue, w)
+	at := len(g.queue)
+	for at > 0 && !w.alone && !g.queue[at-1].alone && g.queue[at-1].rank > w.rank {
+		at--
+	}
+	g.queue = slices.Insert(g.queue, at, w)
 	g.admit()
 	g.mu.Unlock()
 

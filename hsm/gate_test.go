@@ -45,6 +45,25 @@ func inside(vs ...*visitor) []bool {
 	return in
 }
 
+// TestGateRank: the lower rank goes first, but nobody before a lone holder who waits.
+func TestGateRank(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g hsm.Gate
+		g.Lower(1)
+		ranked := func(rank int, alone bool) *visitor {
+			return visit(hsm.WithRank(t.Context(), rank), &g, alone)
+		}
+		first := ranked(7, false)
+		later, alone, last, soon, next, plain := ranked(3, false), ranked(9, true), ranked(2, false), ranked(1, false), ranked(1, false), visit(t.Context(), &g, false)
+		for i, v := range []*visitor{first, later, alone, plain, soon, next, last} {
+			if !v.inside {
+				t.Fatalf("the turn of %d has not come", i)
+			}
+			v.depart()
+		}
+	})
+}
+
 func TestGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g hsm.Gate
