@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"byokd/config"
 )
@@ -264,5 +265,50 @@ sts_endpoint = "https://example.com/?token=hunter2"
 	}
 	if strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("the secret is in the message:\n%v", err)
+	}
+}
+
+// A secret that is kept is not read while its file is the same, and each change of
+// the file counts at once.
+func TestKeptSecret(t *testing.T) {
+	tr := newTree(t, map[string]string{"hsm.pin": "1234"})
+	file := tr.load(t).HSMs["main"].PINSource()
+	fresh := file.Keep()
+	kept := file.Keep()
+	kept.SetTick(-time.Hour) // as if the file were old
+	read := func(want string) {
+		t.Helper()
+		for _, k := range []*config.KeptSecret{kept, fresh} {
+			secret, err := k.Read()
+			if err != nil || string(secret.Reveal()) != want {
+				t.Errorf("read %q, %v, want %q", secret.Reveal(), err, want)
+			}
+			clear(secret.Reveal()) // as a caller may
+		}
+	}
+	read("1234")
+	read("1234")
+	reads := func(k *config.KeptSecret) float64 { return testing.AllocsPerRun(10, func() { k.Read() }) }
+	if again, anew := reads(kept), reads(fresh); again > anew/3 {
+		t.Errorf("%v allocations to read what is kept, %v to read it anew", again, anew)
+	}
+	tr.write(t, "other.pin", "4321", 0o600)
+	if err := os.Rename(tr.path("other.pin"), tr.path("hsm.pin")); err != nil {
+		t.Fatal(err)
+	}
+	read("4321")
+	time.Sleep(20 * time.Millisecond) // the clock of files goes in ticks
+	tr.write(t, "hsm.pin", "5678", 0o600)
+	read("5678")
+	time.Sleep(20 * time.Millisecond)
+	chmod(t, tr.path("hsm.pin"), 0o640)
+	for _, k := range []*config.KeptSecret{kept, fresh} {
+		if _, err := k.Read(); err == nil || !strings.Contains(err.Error(), "has mode 0640") {
+			t.Errorf("after chmod: %v", err)
+		}
+	}
+	os.Remove(tr.path("hsm.pin"))
+	if _, err := kept.Read(); err == nil {
+		t.Error("a secret whose file is gone is read")
 	}
 }

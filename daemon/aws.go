@@ -60,8 +60,9 @@ func credentials(cfg *config.Config) map[string]cloud.Credential {
 			SharedCredentialsFile: c.SharedCredentialsFile, CredentialProcess: c.CredentialProcess, DefaultChain: c.DefaultChain,
 			RoleARN: c.RoleARN, ExternalID: c.ExternalID, Account: c.Account}
 		if file, ok := c.AccessKeySource(); ok {
+			kept := file.Keep() // each request asks for it
 			credential.AccessKeyCSV = func() ([]byte, error) {
-				secret, err := file.Read()
+				secret, err := kept.Read()
 				return secret.Reveal(), err
 			}
 		}
