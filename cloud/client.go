@@ -30,6 +30,15 @@ const appID = "byokd"
 // machine is made again.
 const dialTimeout = 10 * time.Second
 
+// Of the connections that wait for the next request, idleOfHost are kept of one
+// endpoint and idleOfAll of all: as many jobs as are at most ahead of their import in
+// one account and Region. With the SDK's 10 of one endpoint, each moment in which more
+// requests end costs others their connections, and new ones a TLS handshake each.
+const (
+	idleOfHost = 64
+	idleOfAll  = 640
+)
+
 // openTransport returns the one transport of all clients. It is called with mu
 // held.
 func (c *Cloud) openTransport() (*http.Transport, error) {
@@ -44,6 +53,7 @@ func (c *Cloud) openTransport() (*http.Transport, error) {
 	c.transport = awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) {
 		t.Proxy = c.proxy
 		t.DialContext = dialer.DialContext
+		t.MaxIdleConnsPerHost, t.MaxIdleConns = idleOfHost, idleOfAll
 		if roots != nil {
 			t.TLSClientConfig.RootCAs = roots
 		}
