@@ -262,6 +262,11 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 	} else if n > 0 {
 		d.log.Warn("times in the database lay in the future and were mended: the clock was ahead when they were written", "rows", n)
 	}
+	// What kept events from being sent may be mended; if it is not, status can tell only
+	// once it was tried.
+	if _, err := d.store.WakeEvents(ctx); err != nil {
+		return nil, err
+	}
 	if rescued > 0 {
 		d.log.Info("jobs that were interrupted go on", "jobs", rescued)
 	}

@@ -489,6 +489,35 @@ func TestEventBridgeAwayForAWeek(t *testing.T) {
 
 // PutEvents to a bus that does not exist answers 200 and drops the events, so
 // none is sent before there is one.
+// TestEventsTriedAtStart: a byokd that starts tries at once what waits for its next
+// attempt, and so its status tells what is in the way.
+func TestEventsTriedAtStart(t *testing.T) {
+	w := newWorld(t)
+	w.at(time.Now()) // where it stands, so that no next attempt comes
+	w.group("payments", every, "")
+	w.faults(func(r awssim.Request) *awssim.Fault {
+		if r.Service == "events" {
+			return &awssim.Fault{Code: "ServiceUnavailable", Status: 503}
+		}
+		return nil
+	}, nil)
+	w.start()
+	w.untilGeneration("payments", 1)
+	w.until("no event is due", func() bool {
+		events, err := w.client.Events(t.Context(), control.EventFilter{State: control.EventPending})
+		return err == nil && len(events) > 0 && len(w.openJobs("payments")) == 0 &&
+			!slices.ContainsFunc(events, func(e control.Event) bool { return e.NextAttempt.IsZero() })
+	})
+	w.restart()
+	w.until("status tells that events are not sent", func() bool { return w.problem("payments", "events") != "" })
+	if err := w.halt(); err != nil {
+		t.Fatal(err)
+	}
+	w.faults(nil, nil)
+	w.start()
+	w.until("all events are on the bus", func() bool { return w.pending() == 0 })
+}
+
 func TestUnknownBus(t *testing.T) {
 	w := newWorld(t)
 	now := time.Now()
