@@ -77,6 +77,7 @@ func (s *Store) DueSince(ctx context.Context, after, now time.Time) ([]string, e
 func (s *Store) Claim(ctx context.Context, now time.Time, place string, skip Skip) (*Job, error) {
 	var job *Job
 	err := s.write(ctx, func(t *tx) error {
+		job = nil
 		skipped, args := "", []any{millis(now), place}
 		if len(skip.HSMs) > 0 {
 			args = append(args, jsonText(skip.HSMs))

@@ -74,6 +74,7 @@ func (s *Store) SetDrift(ctx context.Context, group string, at time.Time, found 
 // returns whether it did.
 func (s *Store) ReportExpiring(ctx context.Context, generation int, validTo time.Time, days int, e Event) (reported bool, err error) {
 	err = s.write(ctx, func(t *tx) error {
+		reported = false
 		n, err := t.exec(`UPDATE generations SET warned_valid_to = ?1, warned_days = ?2 WHERE grp = ?3 AND number = ?4
 			AND (warned_valid_to IS DISTINCT FROM ?1 OR warned_days > ?2)`, millis(validTo), days, e.Group, generation)
 		if err != nil || n == 0 {

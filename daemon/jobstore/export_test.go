@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"errors"
 	"fmt"
 	"io/fs"
 	"slices"
@@ -47,7 +48,7 @@ func (s *Store) Waiting() int {
 func (s *Store) Undo(ctx context.Context) error {
 	return s.write(ctx, func(t *tx) error {
 		_, err := t.exec(`ROLLBACK`)
-		return err
+		return errors.Join(errors.New("as if the disk were full"), err)
 	})
 }
 

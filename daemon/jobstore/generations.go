@@ -76,7 +76,9 @@ func (t *tx) putGeneration(g Generation) error {
 		millis(g.DisabledAt), millis(g.MaterialDeletedAt), millis(g.DeletionDate),
 		millis(g.LeftAt), millis(g.KeptAt), g.Policy, jsonText(g.Tags))
 	if err != nil {
+		t.failed = nil // to see why
 		err = errors.Join(t.knowsGroup(g.Group), err)
+		t.failed = err
 	}
 	return err
 }

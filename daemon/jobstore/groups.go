@@ -161,6 +161,7 @@ func (s *Store) ClearInvalid(ctx context.Context, name string) error {
 
 func (s *Store) report(ctx context.Context, update string, value any, e Event) (reported bool, err error) {
 	err = s.write(ctx, func(t *tx) error {
+		reported = false
 		if err := t.ensureGroup(e.Group); err != nil {
 			return err
 		}

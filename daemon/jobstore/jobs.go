@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -134,6 +135,7 @@ func (s *Store) Enqueue(ctx context.Context, n NewJob) (job Job, joined bool, er
 func (s *Store) EnqueueMany(ctx context.Context, jobs []NewJob) ([]Enqueued, error) {
 	all := make([]Enqueued, 0, len(jobs))
 	err := s.write(ctx, func(t *tx) error {
+		all = all[:0]
 		for _, n := range jobs {
 			if err := t.ensureGroup(n.Group); err != nil {
 				return fmt.Errorf("%s of %s: %w", n.Kind, n.Group, err)
@@ -542,8 +544,12 @@ func (s *Store) Cancel(ctx context.Context, jobID string, audit ...AuditEntry) e
 	return nil
 }
 
-// planKey begins the unique keys of a plan's jobs, and of no others.
-const planKey = "plan:"
+// planKey begins the unique keys of a plan's jobs, and of no others; planEnd is the
+// first string after all of them.
+const (
+	planKey = "plan:"
+	planEnd = "plan;"
+)
 
 // A Plan is all that is to come of a group by itself, as things stand: jobs whose
 // unique keys begin with "plan:".
@@ -570,14 +576,22 @@ func (t *tx) putPlan(p Plan) error {
 		}
 		keys[i] = n.UniqueKey
 	}
-	cancelled, err := t.cancelAll(`grp = ? AND id IN (SELECT job_id FROM triggers WHERE grp = ?
-		AND substr(unique_key, 1, length(?)) = ? AND unique_key NOT IN (SELECT value FROM json_each(?)))`,
-		p.Group, p.Group, planKey, planKey, jsonText(keys))
+	rows, err := t.query(`SELECT unique_key FROM triggers WHERE grp = ?1 AND unique_key >= ?2 AND unique_key < ?3 AND EXISTS
+		(SELECT 1 FROM jobs WHERE id = job_id AND state IN ('available', 'retryable'))`, p.Group, planKey, planEnd)
+	waiting, err := collect(rows, err, scanString)
 	if err != nil {
 		return err
 	}
-	if err := t.auditEach(cancelled, []AuditEntry{{Actor: "byokd", Action: "cancel", Detail: "nothing asks for it any more"}}); err != nil {
-		return err
+	unwanted := slices.DeleteFunc(waiting, func(key string) bool { return slices.Contains(keys, key) })
+	if len(unwanted) > 0 {
+		cancelled, err := t.cancelAll(`grp = ? AND id IN (SELECT job_id FROM triggers WHERE grp = ? AND unique_key IN (SELECT value FROM json_each(?)))`,
+			p.Group, p.Group, jsonText(unwanted))
+		if err != nil {
+			return err
+		}
+		if err := t.auditEach(cancelled, []AuditEntry{{Actor: "byokd", Action: "cancel", Detail: "nothing asks for it any more"}}); err != nil {
+			return err
+		}
 	}
 	for _, n := range p.Jobs {
 		// One that has ended and is wanted all the same is asked for anew.

@@ -74,11 +74,15 @@ func (t *tx) insertEvent(e Event) error {
 		return err
 	}
 	var sequence int64
-	if err := t.row(`UPDATE groups SET sequence = sequence + 1 WHERE name = ? RETURNING sequence`, []any{e.Group}, &sequence); err != nil {
+	_, err := t.exec(`UPDATE groups SET sequence = sequence + 1 WHERE name = ?`, e.Group)
+	if err == nil {
+		err = t.row(`SELECT sequence FROM groups WHERE name = ?`, []any{e.Group}, &sequence)
+	}
+	if err != nil {
 		return fmt.Errorf("event %s: group %q: %w", e.DetailType, e.Group, err)
 	}
 	var detail map[string]json.RawMessage
-	err := json.Unmarshal(e.Detail, &detail)
+	err = json.Unmarshal(e.Detail, &detail)
 	if err == nil && detail == nil {
 		err = errors.New("null")
 	}

@@ -56,6 +56,7 @@ func (s *Store) Prune(ctx context.Context, before time.Time) (n int, err error) 
 func (s *Store) shrink(ctx context.Context) error {
 	before := 0 // free pages; 0: it has not begun
 	for more := true; more; {
+		was := before
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -68,10 +69,10 @@ func (s *Store) shrink(ctx context.Context) error {
 			}
 			const incremental = 2
 			least := pages / keptShare
-			if before == 0 {
+			if was == 0 {
 				least = max(pages/freeShare, freePages)
 			}
-			if more = mode == incremental && free > least && free != before; !more {
+			if more = mode == incremental && free > least && free != was; !more {
 				return nil
 			}
 			before = free

@@ -493,6 +493,10 @@ type tx struct {
 	local bool // events are for hooks alone
 	ids   *idSource
 
+	// The first error of SQLite's, after which nothing of the part runs any more: it may
+	// have undone the transaction, and each statement would be one by itself.
+	failed error
+
 	wrote   bool     // it has changed something
 	changed []string // groups of which it has changed what Tell is about, some more than once
 }
@@ -507,7 +511,7 @@ type txOf struct{}
 // who write wait meanwhile. What f reads with that context it reads as it has
 // written it.
 func (s *Store) Together(ctx context.Context, f func(ctx context.Context) error) error {
-	return s.write(ctx, func(t *tx) error { return f(context.WithValue(ctx, txOf{}, t)) })
+	return s.writeWhat(ctx, &writing{func(t *tx) error { return f(context.WithValue(ctx, txOf{}, t)) }, true, make(chan error, 1)})
 }
 
 // within is the transaction that Together has put into a context; nil: none.
@@ -537,7 +541,7 @@ func (t *tx) run(ctx context.Context, f func(*tx) error) (changed []string, err 
 	err = t.store.writing.transact(context.WithoutCancel(ctx), t.store.w, `BEGIN IMMEDIATE`, func(c *connection) error {
 		t.connection = c
 		check := watch(t)
-		if err := f(t); err != nil {
+		if err := cmp.Or(f(t), t.failed); err != nil {
 			return err
 		}
 		check()
@@ -558,20 +562,29 @@ var watch = func(*tx) (check func()) { return func() {} }
 
 // part runs f as a part of the transaction: if it fails nothing of it stays.
 func (t *tx) part(f func(*tx) error) error {
-	if err := t.mark(`SAVEPOINT part`); err != nil {
+	if t.failed != nil {
+		return t.failed
+	}
+	mark := func(query string) error {
+		_, err := t.connection.exec(query)
 		return err
 	}
-	wrote, noted := t.wrote, len(t.changed)
-	err := f(t)
-	if err != nil {
-		if rerr := t.mark(`ROLLBACK TO part`); rerr != nil {
-			// SQLite has undone the whole transaction, as it does when the disk is full.
-			return fmt.Errorf("%w: %w: %w", errLost, err, rerr)
-		}
-		t.wrote, t.changed = wrote, t.changed[:noted]
+	if t.failed = mark(`SAVEPOINT part`); t.failed != nil {
+		return t.failed
 	}
-	if rerr := t.mark(`RELEASE part`); rerr != nil {
-		return fmt.Errorf("%w: %w", errLost, errors.Join(err, rerr))
+	wrote, noted := t.wrote, len(t.changed)
+	err := cmp.Or(f(t), t.failed)
+	if err != nil {
+		if rerr := mark(`ROLLBACK TO part`); rerr != nil {
+			// SQLite has undone the whole transaction, as it does when the disk is full.
+			t.failed = fmt.Errorf("%w: %w: %w", errLost, err, rerr)
+			return t.failed
+		}
+		t.wrote, t.changed, t.failed = wrote, t.changed[:noted], nil
+	}
+	if rerr := mark(`RELEASE part`); rerr != nil {
+		t.failed = fmt.Errorf("%w: %w", errLost, errors.Join(err, rerr))
+		return t.failed
 	}
 	return err
 }
@@ -581,15 +594,22 @@ var errLost = errors.New("the transaction was undone")
 
 // exec runs a statement and returns how many rows it changed.
 func (t *tx) exec(query string, args ...any) (int, error) {
+	if t.failed != nil {
+		return 0, t.failed
+	}
 	n, err := t.connection.exec(query, args...)
 	t.wrote = t.wrote || n > 0
+	t.failed = err
 	return n, err
 }
 
-// mark runs a statement that changes no rows.
-func (t *tx) mark(query string) error {
-	_, err := t.connection.exec(query)
-	return err
+func (t *tx) query(query string, args ...any) (rows, error) {
+	if t.failed != nil {
+		return nil, t.failed
+	}
+	rows, err := t.connection.query(query, args...)
+	t.failed = err
+	return rows, err
 }
 
 // row runs a query for its first row; ErrNotFound when there is none.

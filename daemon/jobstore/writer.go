@@ -1,6 +1,7 @@
 package jobstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -21,17 +22,23 @@ type writer struct {
 // A writing is what one caller has to write.
 type writing struct {
 	f    func(*tx) error
+	once bool       // f must not be run again
 	done chan error // buffered; gets one value
 }
 
 // write has f run in a transaction, perhaps beside what others write, and returns
-// when it is on disk. An error of f undoes what f has done and nothing else.
+// when it is on disk. An error of f undoes what f has done and nothing else. f may be
+// run twice, where the first time comes to nothing.
 func (s *Store) write(ctx context.Context, f func(*tx) error) error {
+	return s.writeWhat(ctx, &writing{f, false, make(chan error, 1)})
+}
+
+func (s *Store) writeWhat(ctx context.Context, w *writing) error {
 	if s.w == nil {
 		return ErrReadOnly
 	}
 	if t := s.within(ctx); t != nil {
-		if err := t.part(f); !errors.Is(err, errNothing) {
+		if err := t.part(w.f); !errors.Is(err, errNothing) {
 			return err
 		}
 		return nil
@@ -39,7 +46,6 @@ func (s *Store) write(ctx context.Context, f func(*tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	w := &writing{f, make(chan error, 1)}
 	s.writer.mu.Lock()
 	s.writer.waiting = append(s.writer.waiting, w)
 	s.writer.mu.Unlock()
@@ -87,24 +93,19 @@ func (w *writer) take() []*writing {
 
 // writeAll writes what several callers have to write, in their order, and tells
 // each how it went.
+//
+// Savepoints, by which one of several can be undone by itself, have SQLite copy every
+// page that each of them changes. So first there are none, and where one of them
+// fails, all are undone and written again with them: a function that a caller gives to
+// write gives the same when it is run again, but for that of Together.
 func (s *Store) writeAll(ctx context.Context, all []*writing) {
-	t := &tx{store: s, now: s.now(), local: s.local(), ids: &s.ids}
+	once := slices.ContainsFunc(all, func(w *writing) bool { return w.once })
 	errs := make([]error, len(all))
-	changed, err := t.run(ctx, func(t *tx) error {
-		if len(all) == 1 {
-			return all[0].f(t)
-		}
-		some := errNothing
-		for i, w := range all {
-			if errs[i] = t.part(w.f); errors.Is(errs[i], errLost) {
-				return errs[i]
-			}
-			if errs[i] == nil {
-				some = nil
-			}
-		}
-		return some
-	})
+	changed, err := s.writeOnce(ctx, all, errs, once && len(all) > 1)
+	if errors.Is(err, errAgain) {
+		clear(errs)
+		changed, err = s.writeOnce(ctx, all, errs, true)
+	}
 	if err == nil && s.changed != nil && len(changed) > 0 {
 		s.changed(changed)
 	}
@@ -117,4 +118,37 @@ func (s *Store) writeAll(ctx context.Context, all []*writing) {
 		}
 		w.done <- errs[i]
 	}
+}
+
+// errAgain: one of several has failed, and none is written.
+var errAgain = errors.New("one of several failed")
+
+// writeOnce runs all in one transaction, and puts into errs how each went by itself.
+func (s *Store) writeOnce(ctx context.Context, all []*writing, errs []error, savepoints bool) (changed []string, err error) {
+	t := &tx{store: s, now: s.now(), local: s.local(), ids: &s.ids}
+	return t.run(ctx, func(t *tx) error {
+		if len(all) == 1 {
+			return all[0].f(t)
+		}
+		some := errNothing
+		for i, w := range all {
+			if savepoints {
+				errs[i] = t.part(w.f)
+			} else {
+				wrote := t.wrote
+				t.wrote = false
+				if errs[i] = cmp.Or(w.f(t), t.failed); errs[i] != nil && (t.wrote || !errors.Is(errs[i], errNothing)) {
+					return errAgain
+				}
+				t.wrote = t.wrote || wrote
+			}
+			if errors.Is(errs[i], errLost) {
+				return errs[i]
+			}
+			if errs[i] == nil {
+				some = nil
+			}
+		}
+		return some
+	})
 }

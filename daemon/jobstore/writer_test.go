@@ -81,6 +81,65 @@ func TestWritersShareACommit(t *testing.T) {
 	}
 }
 
+// Where one of several fails, the others are written again without it, and say the
+// same as if they had been written once. What Together runs is run once.
+func TestOneOfSeveralFails(t *testing.T) {
+	for _, together := range []bool{false, true} {
+		path := filepath.Join(t.TempDir(), "byokd.db")
+		must(t, jobstore.Create(path))
+		s := open(t, path)
+		var made []jobstore.Enqueued
+		var job *jobstore.Job
+		ran := 0
+		writings := []func(context.Context) error{
+			func(ctx context.Context) (err error) {
+				made, err = s.EnqueueMany(ctx, []jobstore.NewJob{rotation("a"), rotation("b")})
+				return err
+			},
+			func(ctx context.Context) (err error) {
+				job, err = s.Claim(ctx, time.Now().Add(time.Hour), "", jobstore.Skip{})
+				return err
+			},
+			func(ctx context.Context) error { // its first half would succeed
+				return s.Advance(ctx, jobstore.Change{Generations: []jobstore.Generation{{Group: "a", Number: 1, Stage: "pre-active"}, {Group: "nobody", Number: 1, Stage: "active"}}})
+			},
+			func(ctx context.Context) error { return s.SetDefinition(ctx, "c", []byte("{}"), "d", "main") },
+		}
+		if together {
+			writings = append(writings, func(ctx context.Context) error {
+				return s.Together(ctx, func(ctx context.Context) error {
+					ran++
+					return s.SetDefinition(ctx, "d", []byte("{}"), "d", "main")
+				})
+			})
+		}
+		errs, commits := besides(t, s, writings...)
+		equal(t, "commits", commits, int64(1))
+		for i, err := range errs {
+			if i == 2 {
+				mustBe(t, err, jobstore.ErrNotFound)
+			} else {
+				must(t, err)
+			}
+		}
+		if len(made) != 2 || job == nil || job.ID != made[0].JobID {
+			t.Errorf("made %v, claimed %v", made, job)
+		}
+		if open, err := s.OpenJobs(t.Context()); err != nil || len(open) != 2 || open[0].ID != made[0].JobID || open[0].State != jobstore.Running || open[0].Attempt != 1 {
+			t.Errorf("open are %v, %v", open, err)
+		}
+		if gens, err := s.Generations(t.Context(), "a"); err != nil || len(gens) != 0 {
+			t.Errorf("half of what failed is there: %v, %v", gens, err)
+		}
+		if _, err := s.Group(t.Context(), "c"); err != nil {
+			t.Error(err)
+		}
+		if together {
+			equal(t, "runs of what is to be run once", ran, 1)
+		}
+	}
+}
+
 // To look for a job where there is none commits nothing.
 func TestNothingToWrite(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "byokd.db")
