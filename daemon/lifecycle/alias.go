@@ -79,16 +79,12 @@ func activate(ctx context.Context, r *run, s *Step) (Change, error) {
 	if r.job.Kind == Rotate && r.inPlace(g) {
 		return activateInPlace(ctx, r, g, s)
 	}
-	intent, err := r.aliasIntent(ctx, g, s)
+	intent, now, err := r.aliasIntent(ctx, g, s)
 	if err != nil {
 		return Change{}, err
 	}
 	if intent.Back != "" {
 		return Change{}, r.putBack(ctx, g, intent, s)
-	}
-	now, err := target(ctx, r.kms, r.def.Alias)
-	if err != nil {
-		return Change{}, err
 	}
 	first := g.ActivatedAt.IsZero() && r.job.Kind == Rotate
 	if now.ID == intent.To {
@@ -190,20 +186,22 @@ func disabledAt(p *Plan, keyID string, generations []Generation) time.Time {
 }
 
 // aliasIntent returns the intent of an earlier attempt to activate g, else makes
-// one of what the alias points at now and puts it into the journal.
-func (r *run) aliasIntent(ctx context.Context, g Generation, s *Step) (aliasIntent, error) {
-	var intent aliasIntent
+// one of what the alias points at now and puts it into the journal. It returns that key
+// as well.
+func (r *run) aliasIntent(ctx context.Context, g Generation, s *Step) (intent aliasIntent, now Key, err error) {
 	if len(s.Data) > 0 {
 		if err := json.Unmarshal(s.Data, &intent); err != nil {
-			return intent, &Fault{Class: Permanent, Err: fmt.Errorf("read the step's intent: %w", err)}
+			return intent, now, &Fault{Class: Permanent, Err: fmt.Errorf("read the step's intent: %w", err)}
 		}
 	}
 	if intent.To == g.KeyID {
-		return intent, nil
+		if intent.Back == "" {
+			now, err = target(ctx, r.kms, r.def.Alias)
+		}
+		return intent, now, err
 	}
-	now, err := r.ownAlias(ctx)
-	if err != nil {
-		return intent, err
+	if now, err = r.ownAlias(ctx); err != nil {
+		return intent, now, err
 	}
 	old, ok := r.active()
 	moved := old.ActivatedAt
@@ -215,10 +213,10 @@ func (r *run) aliasIntent(ctx context.Context, g Generation, s *Step) (aliasInte
 	justMoved := r.now().Sub(moved).Abs() < settleLook
 	if r.job.Kind == Rollback && justMoved {
 		// Where it still reads back at the key before, that would look like done.
-		return intent, &Fault{Class: Transient, After: settleLook, Err: fmt.Errorf("%s was moved a moment ago: it is pointed back once that shows everywhere", r.def.Alias)}
+		return intent, now, &Fault{Class: Transient, After: settleLook, Err: fmt.Errorf("%s was moved a moment ago: it is pointed back once that shows everywhere", r.def.Alias)}
 	}
 	if ok && now.ID != "" && now.ID != old.KeyID && now.ID != g.KeyID && justMoved {
-		return intent, &Fault{Class: Transient, Err: fmt.Errorf(
+		return intent, now, &Fault{Class: Transient, Err: fmt.Errorf(
 			"%s reads back at KMS key %s although it was moved to %s a moment ago: looking again", r.def.Alias, now.ID, old.KeyID)}
 	}
 	intent = aliasIntent{From: now.ID, FromARN: now.ARN, To: g.KeyID}
@@ -229,11 +227,11 @@ func (r *run) aliasIntent(ctx context.Context, g Generation, s *Step) (aliasInte
 		}
 	}
 	s.Data = mustJSON(intent)
-	return intent, r.record(ctx, Change{Steps: []Step{*s}})
+	return intent, now, r.record(ctx, Change{Steps: []Step{*s}})
 }
 
 // moveAlias moves the alias as intended: only from the key that this job saw it
-// at, never over somebody else's move. It returns when the alias reads back.
+// at, never over somebody else's move. That it reads back is to be seen yet.
 func (r *run) moveAlias(ctx context.Context, now string, intent aliasIntent) error {
 	alias := r.def.Alias
 	switch now {
@@ -254,7 +252,7 @@ func (r *run) moveAlias(ctx context.Context, now string, intent aliasIntent) err
 	default:
 		return notMoved(movedByOther(alias, now, intent))
 	}
-	return r.readsBack(ctx, intent, intent.To)
+	return nil
 }
 
 // readsBack returns nil when the alias reads back at a key that this job has

@@ -619,7 +619,11 @@ func (r *run) ensureAlias(ctx context.Context, s *Step) (Change, error) {
 			if err := r.record(ctx, Change{Steps: []Step{*s}}); err != nil {
 				return Change{}, err
 			}
-			if err := r.moveAlias(ctx, "", aliasIntent{To: active.KeyID}); err != nil {
+			intent := aliasIntent{To: active.KeyID}
+			if err := r.moveAlias(ctx, "", intent); err != nil {
+				return Change{}, err
+			}
+			if err := r.readsBack(ctx, intent, intent.To); err != nil {
 				return Change{}, err
 			}
 			r.aliasCreated(&c, s, active)
