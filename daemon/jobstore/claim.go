@@ -18,7 +18,7 @@ type Skip struct {
 // may have moved the alias and has not ended: no other job moves the alias
 // meanwhile, nor retires a key, but for what a person asks for about one.
 const inTheWay = `(j.kind IN ('rotate', 'rollback') OR j.kind = 'retire' AND j.urgent = 0) AND EXISTS
-	(SELECT 1 FROM jobs o JOIN steps ON steps.job_id = o.id WHERE o.grp = j.grp AND o.id <> j.id
+	(SELECT 1 FROM jobs o INDEXED BY jobs_open JOIN steps ON steps.job_id = o.id WHERE o.grp = j.grp AND o.id <> j.id AND o.finished_at IS NULL
 		AND o.state IN ('available', 'retryable') AND steps.name = 'activate' AND steps.state <> 'pending')`
 
 // A Due is a place, as in [Job], at which jobs are due.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -40,7 +41,7 @@ type Job struct {
 	Request     []byte // JSON
 	Urgent      bool   // a person asked
 	Expiring    bool   // it renews what is about to expire
-	Place       string // the definition's credential and Region, with a space between
+	Place       string // the definition's credential and Region, with a space between; "" of old jobs that have ended
 	CreatedAt   time.Time
 	ScheduledAt time.Time // nominal time of the tick
 	DueAt       time.Time // not before
@@ -176,7 +177,7 @@ func (t *tx) enqueue(n NewJob) (Enqueued, error) {
 
 	var e Enqueued
 	if n.Kind == kindRotate {
-		err := t.row(`SELECT id FROM jobs WHERE grp = ? AND kind = 'rotate' AND state IN ('available', 'running', 'retryable')`,
+		err := t.row(`SELECT id FROM jobs INDEXED BY jobs_open_rotation WHERE grp = ? AND kind = 'rotate' AND finished_at IS NULL`,
 			[]any{n.Group}, &e.JobID)
 		if err != nil && !errors.Is(err, ErrNotFound) {
 			return Enqueued{}, err
@@ -218,26 +219,26 @@ func (t *tx) insertJob(n NewJob) (id string, err error) {
 	if due.IsZero() {
 		due = t.now
 	}
-	_, err = t.exec(`INSERT INTO jobs (id, kind, grp, hsm, generation, state, cause, definition, request, urgent, expiring, created_at, scheduled_at, due_at)
-		VALUES (?, ?, ?, ?, ?, 'available', ?, ?, ?, ?, ?, ?, ?, ?)`,
+	_, err = t.exec(`INSERT INTO jobs (id, kind, grp, hsm, generation, state, cause, definition, request, urgent, expiring, created_at, scheduled_at, due_at, place, steps)
+		VALUES (?, ?, ?, ?, ?, 'available', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 		id, n.Kind, n.Group, n.HSM, n.Generation, n.Trigger, text(n.Definition), text(n.Request), n.Urgent, n.Expiring,
-		millis(t.now), millis(n.ScheduledAt), millis(due))
-	if err != nil {
-		return "", err
+		millis(t.now), millis(n.ScheduledAt), millis(due), placeOf(n.Definition), jsonText(n.Steps))
+	if err == nil {
+		t.note(n.Group)
 	}
-	t.note(n.Group)
-	if len(n.Steps) == 0 {
-		return id, nil
-	}
-	// All of them in one statement: they are most of the rows that a new job makes.
-	_, err = t.exec(`INSERT INTO steps (job_id, name, position, state, message) SELECT ?, value, key, 'pending', '' FROM json_each(?)`, id, jsonText(n.Steps))
-	if err != nil {
-		return "", fmt.Errorf("steps %q: %w", n.Steps, err)
-	}
-	return id, nil
+	return id, err
 }
 
-// putSteps writes steps by name; new ones go to the end.
+// placeOf is the place of a job with that definition.
+func placeOf(definition []byte) string {
+	var d struct{ Credential, Region string }
+	if json.Unmarshal(definition, &d) != nil {
+		return ""
+	}
+	return strings.TrimSpace(d.Credential + " " + d.Region)
+}
+
+// putSteps writes steps by name; those that the job was not made with go to the end.
 func (t *tx) putSteps(jobID string, steps []Step) error {
 	for _, st := range steps {
 		args := []any{jobID, st.Name, st.State, millis(st.StartedAt), millis(st.FinishedAt), st.Message, text(st.Data)}
@@ -496,10 +497,10 @@ const notActivated = `NOT EXISTS (SELECT 1 FROM steps WHERE steps.job_id = jobs.
 // leaves an audit row.
 func (s *Store) Resnapshot(ctx context.Context, group string, definition []byte, hsm string) (n int, err error) {
 	err = s.write(ctx, func(t *tx) error {
-		changed, err := t.changeJobs(`UPDATE jobs SET definition = ?1, hsm = ?2
-			WHERE grp = ?3 AND (state = 'retryable' AND waiting_for <> '' OR state = 'available' AND started_at IS NULL
+		changed, err := t.changeJobs(`UPDATE jobs SET definition = ?1, hsm = ?2, place = ?4
+			WHERE grp = ?3 AND finished_at IS NULL AND (state = 'retryable' AND waiting_for <> '' OR state = 'available' AND started_at IS NULL
 				OR kind = 'rotate' AND generation = 0 AND state IN ('available', 'retryable'))
-			AND (definition IS DISTINCT FROM ?1 OR hsm <> ?2) AND `+notActivated, text(definition), hsm, group)
+			AND (definition IS DISTINCT FROM ?1 OR hsm <> ?2) AND `+notActivated, text(definition), hsm, group, placeOf(definition))
 		if err != nil {
 			return err
 		}
@@ -673,12 +674,8 @@ func (s *Store) Jobs(ctx context.Context, f JobFilter) ([]Job, error) {
 // OpenJobs returns the jobs that have not ended, of the groups named or of all,
 // without their steps, oldest first.
 func (s *Store) OpenJobs(ctx context.Context, groups ...string) ([]Job, error) {
-	index, where, args := "", "true", []any(nil)
-	if len(groups) > 0 {
-		index = " INDEXED BY jobs_open"
-		where, args = among("grp", groups)
-	}
-	rows, err := s.reader(ctx).query(quick(ctx), `SELECT `+jobColumns+` FROM jobs`+index+` WHERE state IN ('available', 'running', 'retryable') AND `+where+` ORDER BY id`, args...)
+	where, args := among("grp", groups)
+	rows, err := s.reader(ctx).query(quick(ctx), `SELECT `+jobColumns+` FROM jobs INDEXED BY jobs_open WHERE finished_at IS NULL AND `+where+` ORDER BY id`, args...)
 	jobs, err := collect(rows, err, scanJob)
 	if err != nil {
 		return nil, fmt.Errorf("list open jobs: %w", err)
@@ -728,34 +725,60 @@ func (s *Store) Counts(ctx context.Context) ([]JobCount, error) {
 const jobColumns = `id, kind, grp, hsm, generation, state, cause, waiting_for, definition, request, urgent, expiring, place,
 	created_at, scheduled_at, due_at, started_at, finished_at, next_attempt, attempt, error, first_failed, failure_reported`
 
-func scanJob(row scanner) (j Job, err error) {
-	err = row.Scan(&j.ID, &j.Kind, &j.Group, &j.HSM, &j.Generation, &j.State, &j.Trigger, &j.WaitingFor,
+// jobFields are what jobColumns are scanned into.
+func jobFields(j *Job) []any {
+	return []any{&j.ID, &j.Kind, &j.Group, &j.HSM, &j.Generation, &j.State, &j.Trigger, &j.WaitingFor,
 		&j.Definition, &j.Request, &j.Urgent, &j.Expiring, &j.Place, scanTime(&j.CreatedAt), scanTime(&j.ScheduledAt), scanTime(&j.DueAt),
 		scanTime(&j.StartedAt), scanTime(&j.FinishedAt), scanTime(&j.NextAttempt), &j.Attempt, &j.Error,
-		scanTime(&j.FirstFailed), scanTime(&j.FailureReported))
+		scanTime(&j.FirstFailed), scanTime(&j.FailureReported)}
+}
+
+func scanJob(row scanner) (j Job, err error) {
+	err = row.Scan(jobFields(&j)...)
 	return j, err
 }
 
 // loadJob reads a job with its steps.
 func loadJob(q querier, id string) (Job, error) {
-	rows, err := q(`SELECT `+jobColumns+` FROM jobs WHERE id = ?`, id)
-	jobs, err := collect(rows, err, scanJob)
+	var names []string
+	rows, err := q(`SELECT `+jobColumns+`, steps FROM jobs WHERE id = ?`, id)
+	jobs, err := collect(rows, err, func(row scanner) (j Job, err error) {
+		err = row.Scan(append(jobFields(&j), jsonScanner{&names})...)
+		return j, err
+	})
 	if err != nil {
 		return Job{}, err
 	}
 	if len(jobs) == 0 {
 		return Job{}, ErrNotFound
 	}
-	jobs[0].Steps, err = loadSteps(q, id)
+	jobs[0].Steps, err = loadSteps(q, id, names)
 	return jobs[0], err
 }
 
-func loadSteps(q querier, jobID string) ([]Step, error) {
+// loadSteps reads the steps that a job has begun, and puts those of the names between
+// them that are still to come. Those of other names are at the end.
+func loadSteps(q querier, jobID string, names []string) ([]Step, error) {
 	rows, err := q(`SELECT name, state, started_at, finished_at, message, data FROM steps WHERE job_id = ? ORDER BY position`, jobID)
-	return collect(rows, err, func(row scanner) (st Step, err error) {
+	begun, err := collect(rows, err, func(row scanner) (st Step, err error) {
 		err = row.Scan(&st.Name, &st.State, scanTime(&st.StartedAt), scanTime(&st.FinishedAt), &st.Message, &st.Data)
 		return st, err
 	})
+	if err != nil || len(names) == 0 {
+		return begun, err
+	}
+	all := make([]Step, len(names), len(names)+len(begun))
+	for i, name := range names {
+		all[i] = Step{Name: name, State: "pending"}
+	}
+	for _, st := range begun {
+		if i := slices.Index(names, st.Name); i >= 0 {
+			all[i] = st
+		} else {
+			all = append(all, st)
+		}
+	}
+	return all, nil
 }
 
 // An idSource makes UUIDv7s that ascend within the process, also within one

@@ -19,6 +19,7 @@ func TestPrune(t *testing.T) {
 		claim(t, s, c, job.ID)
 		e := event(n.Group, job.ID)
 		must(t, s.Finish(t.Context(), job.ID, jobstore.Completed, "", jobstore.Change{
+			Steps:       []jobstore.Step{{Name: "generate", State: "done"}},
 			Events:      []jobstore.Event{e},
 			Generations: []jobstore.Generation{{Group: n.Group, Number: 1, Stage: "active", JobID: job.ID}},
 			Audit:       []jobstore.AuditEntry{{Group: n.Group, Actor: "schedule", Action: "rotate"}},

@@ -440,6 +440,67 @@ func TestMigrateFirst(t *testing.T) {
 	equal(t, "audit rows", len(trail), 1)
 }
 
+// TestMigrateOpenJobs: jobs that wait when schema 7 comes have their place and their
+// steps after it, and one that has ended is as it was.
+func TestMigrateOpenJobs(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "byokd.db")
+	must(t, os.WriteFile(path, nil, 0o600))
+	db, err := sql.Open("sqlite", "file:"+path+"?_pragma=journal_mode(wal)")
+	must(t, err)
+	exec := func(statement string) {
+		t.Helper()
+		_, err := db.Exec(statement)
+		must(t, err)
+	}
+	exec("PRAGMA application_id = 0x62796f6b")
+	for _, name := range scripts(t)[:6] {
+		script, err := fs.ReadFile(jobstore.Migrations, name)
+		must(t, err)
+		exec(string(script))
+	}
+	exec("PRAGMA user_version = 6")
+	exec(`INSERT INTO groups (name) VALUES ('a'), ('b'), ('c')`)
+	const insert = `INSERT INTO jobs (id, kind, grp, hsm, generation, state, cause, definition, urgent, created_at, due_at, started_at, finished_at)
+		VALUES ('%s', 'rotate', '%s', 'main', 0, '%s', 'schedule', '{"credential":"prod","region":"eu-west-1"}', 0, 1, 1, %s, %s)`
+	exec(fmt.Sprintf(insert, "1", "a", "available", "NULL", "NULL"))
+	exec(fmt.Sprintf(insert, "2", "b", "running", "1", "NULL"))
+	exec(fmt.Sprintf(insert, "3", "c", "completed", "1", "2"))
+	for _, job := range []string{"1", "2", "3"} {
+		exec(fmt.Sprintf(`INSERT INTO steps (job_id, name, position, state, message) VALUES ('%[1]s', 'generate', 0, 'done', 'x'), ('%[1]s', 'activate', 1, 'pending', '')`, job))
+	}
+	must(t, db.Close())
+
+	s := open(t, path)
+	ctx := t.Context()
+	due, err := s.Due(ctx, time.Now())
+	must(t, err)
+	if len(due) != 1 || due[0].Place != "prod eu-west-1" {
+		t.Errorf("due at %v", due)
+	}
+	open, err := s.OpenJobs(ctx)
+	must(t, err)
+	equal(t, "open jobs", len(open), 2)
+	_, joined, err := s.Enqueue(ctx, rotation("b"))
+	must(t, err)
+	equal(t, "joined", joined, true)
+	job, err := s.Claim(ctx, time.Now(), "prod eu-west-1", jobstore.Skip{})
+	must(t, err)
+	if job == nil || job.ID != "1" || len(job.Steps) != 2 || job.Steps[0].State != "done" || job.Steps[1].State != "pending" {
+		t.Fatalf("claimed %+v", job)
+	}
+	must(t, s.Advance(ctx, jobstore.Change{JobID: "1", Steps: []jobstore.Step{{Name: "activate", State: "running"}}}))
+	must(t, s.Finish(ctx, "1", jobstore.Completed, "", jobstore.Change{}))
+	for _, id := range []string{"1", "3"} {
+		job, err := s.Job(ctx, id)
+		if err != nil || job.State != jobstore.Completed || len(job.Steps) != 2 || job.Steps[1].Name != "activate" {
+			t.Errorf("job %s: %+v, %v", id, job, err)
+		}
+	}
+	if _, joined, err := s.Enqueue(ctx, rotation("c")); err != nil || joined {
+		t.Errorf("a rotation after one that has ended joins: %v, %v", joined, err)
+	}
+}
+
 func TestMigrateReadOnly(t *testing.T) {
 	path := create(t)
 	later := make(fstest.MapFS)
