@@ -1,6 +1,7 @@
 package cloud
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -100,7 +102,8 @@ func (s *session) newSource(transport *http.Transport) (*identity, error) {
 	}
 	switch {
 	case c.AccessKeyCSV != nil:
-		read := func(context.Context) (aws.Credentials, error) { return readAccessKey(c.AccessKeyCSV) }
+		var key accessKey
+		read := func(context.Context) (aws.Credentials, error) { return key.read(c.AccessKeyCSV) }
 		return &identity{provider: classed(read), drop: func() {}}, nil
 	case c.CredentialProcess != "":
 		return cached(newProcess(c.CredentialProcess).Retrieve), nil
@@ -111,16 +114,30 @@ func (s *session) newSource(transport *http.Transport) (*identity, error) {
 	}), nil
 }
 
-func readAccessKey(read func() ([]byte, error)) (aws.Credentials, error) {
+// An accessKey is what was last found in an access key CSV file.
+type accessKey struct {
+	mu    sync.Mutex
+	of    []byte // the content
+	creds aws.Credentials
+}
+
+// read reads the content, and parses it where it is another one than the last time.
+func (k *accessKey) read(read func() ([]byte, error)) (aws.Credentials, error) {
 	content, err := read()
 	if err != nil {
 		return aws.Credentials{}, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.of != nil && bytes.Equal(k.of, content) {
+		return k.creds, nil
 	}
 	id, secret, err := ParseAccessKeyCSV(content)
 	if err != nil {
 		return aws.Credentials{}, err
 	}
-	return aws.Credentials{AccessKeyID: id, SecretAccessKey: secret, Source: "access key CSV"}, nil
+	k.of, k.creds = bytes.Clone(content), aws.Credentials{AccessKeyID: id, SecretAccessKey: secret, Source: "access key CSV"}
+	return k.creds, nil
 }
 
 // newProcess is the SDK's provider without a terminal on its standard input,

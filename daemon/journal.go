@@ -26,8 +26,13 @@ func (j journal) Generations(ctx context.Context, group string) ([]lifecycle.Gen
 // superseded is the error of a job whose definition, while it ran, was replaced by
 // one with another Region, HSM or credential, which only a group without
 // generations can get: the job takes none, and begins again with the new one.
-func (j journal) superseded(ctx context.Context, jobID string) error {
-	row, err := j.d.store.Job(ctx, jobID)
+func (j journal) superseded(ctx context.Context, c lifecycle.Change) error {
+	for _, of := range c.Generations {
+		if g, ok := j.d.groups.get(of.Group); ok && g.hasKeys {
+			return nil
+		}
+	}
+	row, err := j.d.store.Job(ctx, c.JobID)
 	if err != nil {
 		return err
 	}
@@ -47,7 +52,7 @@ func (j journal) Record(ctx context.Context, c lifecycle.Change) error {
 		// A load of definitions sees the generation, or this sees what it brought.
 		j.d.loading.Lock()
 		defer j.d.loading.Unlock()
-		if err := j.superseded(ctx, c.JobID); err != nil {
+		if err := j.superseded(ctx, c); err != nil {
 			return err
 		}
 	}

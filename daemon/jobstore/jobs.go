@@ -123,6 +123,10 @@ func (s *Store) Enqueue(ctx context.Context, n NewJob) (job Job, joined bool, er
 			return err
 		}
 		joined = e.Joined
+		if !joined {
+			job = t.madeOf(n, e.JobID)
+			return nil
+		}
 		job, err = loadJob(t.query, e.JobID)
 		return err
 	})
@@ -227,6 +231,26 @@ func (t *tx) insertJob(n NewJob) (id string, err error) {
 		t.note(n.Group)
 	}
 	return id, err
+}
+
+// madeOf is the job that insertJob has made, as it is read.
+func (t *tx) madeOf(n NewJob, id string) Job {
+	at := func(t time.Time) time.Time {
+		if t.IsZero() {
+			return t
+		}
+		return time.UnixMilli(t.UnixMilli()).UTC()
+	}
+	j := Job{ID: id, Kind: n.Kind, Group: n.Group, HSM: n.HSM, Generation: n.Generation, State: Available, Trigger: n.Trigger,
+		Definition: n.Definition, Request: n.Request, Urgent: n.Urgent, Expiring: n.Expiring, Place: placeOf(n.Definition),
+		CreatedAt: at(t.now), ScheduledAt: at(n.ScheduledAt), DueAt: at(n.DueAt)}
+	if n.DueAt.IsZero() {
+		j.DueAt = j.CreatedAt
+	}
+	for _, name := range n.Steps {
+		j.Steps = append(j.Steps, Step{Name: name, State: "pending"})
+	}
+	return j
 }
 
 // placeOf is the place of a job with that definition.
