@@ -61,7 +61,8 @@ type Settings struct {
 	FromServiceQuotas bool
 
 	// QuotasTold is called, without locks, when Service Quotas was asked about an
-	// account and Region for the first time, and when it told other quotas than
+	// account and Region for the first time, when it told other quotas than before,
+	// and when a credential turns out to be of an account that it was asked about
 	// before; nil: nothing is.
 	QuotasTold func()
 
@@ -97,6 +98,7 @@ type Cloud struct {
 	mu          sync.Mutex
 	credentials map[string]Credential
 	sessions    map[sessionKey]*session
+	accounts    map[sessionKey]string // learned last, by sessions of now or before
 	buckets     map[bucketKey]*bucket
 	watches     map[accountRegion]*quotaWatch
 	clocks      map[string]*clock
@@ -128,6 +130,7 @@ func New(s Settings) *Cloud {
 		log:         s.Logger,
 		credentials: maps.Clone(s.Credentials),
 		sessions:    make(map[sessionKey]*session),
+		accounts:    make(map[sessionKey]string),
 		buckets:     make(map[bucketKey]*bucket),
 		watches:     make(map[accountRegion]*quotaWatch),
 		clocks:      make(map[string]*clock),

@@ -120,6 +120,7 @@ func (k *KMS) Account(ctx context.Context) (string, error) {
 		k.mu.Lock()
 		k.account, k.accountKey = account, creds.AccessKeyID
 		k.mu.Unlock()
+		k.cloud.learnedAccount(k.session, account)
 	}
 	if want := k.source.Account; want != "" && want != account {
 		return "", misconfigured("credential %q belongs to account %s, but account = %q is set for it: put in an access key of that account, or correct the line", k.name, account, want)

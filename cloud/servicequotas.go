@@ -254,21 +254,33 @@ func (c *Cloud) toldQuotas(at accountRegion, w *quotaWatch, quotas map[string]fl
 	return true
 }
 
+// learnedAccount takes note of the account behind a session. What Service Quotas
+// has told of it before counts for the session's credential from now on.
+func (c *Cloud) learnedAccount(s *session, account string) {
+	c.mu.Lock()
+	key := sessionKey{s.name, s.region}
+	if c.sessions[key] != s || c.accounts[key] == account {
+		c.mu.Unlock()
+		return // of a credential that is replaced, or nothing new
+	}
+	c.accounts[key] = account
+	w := c.watches[accountRegion{account, s.region}]
+	told := w != nil && w.tried
+	c.mu.Unlock()
+	if told && c.settings.QuotasTold != nil {
+		c.settings.QuotasTold()
+	}
+}
+
 // ImportQuota returns the quota of GetParametersForImport that is in force for the
 // account and Region of a credential, in requests per second, whatever AWS has
-// throttled; 0 while Service Quotas is still to be asked. It does no I/O.
+// throttled; 0 while Service Quotas is still to be asked. After
+// [Cloud.SetCredentials] the account is the one before until it is learned anew.
+// It does no I/O.
 func (c *Cloud) ImportQuota(credential, region string) float64 {
 	c.mu.Lock()
-	s := c.sessions[sessionKey{credential, region}]
-	c.mu.Unlock()
-	at := accountRegion{region: region}
-	if s != nil {
-		s.mu.Lock()
-		at.account = s.account
-		s.mu.Unlock()
-	}
-	c.mu.Lock()
 	defer c.mu.Unlock()
+	at := accountRegion{c.accounts[sessionKey{credential, region}], region}
 	perSecond, source := c.quotaInForce(at, ImportAction)
 	if w := c.watches[at]; source == QuotaDefault && c.settings.FromServiceQuotas && (w == nil || !w.tried) {
 		return 0

@@ -62,8 +62,11 @@ func newQuotaWorld(t *testing.T, policy string, quotas map[string]float64, s clo
 	w := &quotaWorld{t: t}
 	w.sim = awssim.New(awssim.Options{
 		Quotas: &awssim.Quotas{PerSecond: quotas},
-		Credentials: []awssim.Credential{{AccessKeyID: csvID, SecretAccessKey: csvSecret, Account: account,
-			ARN: "arn:aws:iam::" + account + ":user/byokd", Policy: json.RawMessage(policy)}},
+		Credentials: []awssim.Credential{
+			{AccessKeyID: csvID, SecretAccessKey: csvSecret, Account: account,
+				ARN: "arn:aws:iam::" + account + ":user/byokd", Policy: json.RawMessage(policy)},
+			{AccessKeyID: "AKIATHEIRS", SecretAccessKey: csvSecret, Account: "444455556666"},
+		},
 	})
 	l := &pipeListener{conns: make(chan net.Conn), done: make(chan struct{})}
 	server := &http.Server{Handler: w.sim}
@@ -138,7 +141,7 @@ func TestServiceQuotasAreKept(t *testing.T) {
 		w.use("other", region)
 		w.want("prod", region, 10, cloud.QuotaTold)
 		w.want("other", region, 10, cloud.QuotaTold)
-		if n := w.asked(); n != 1 || w.told.Load() != 1 {
+		if n := w.asked(); n != 1 || w.told.Load() != 2 { // once for each credential
 			t.Errorf("asked %d times, told of %d times", n, w.told.Load())
 		}
 		if log := w.log.String(); strings.Count(log, "\n") != 1 ||
@@ -162,16 +165,74 @@ func TestServiceQuotasAreKept(t *testing.T) {
 		time.Sleep(time.Hour)
 		w.use("other", region)
 		w.want("prod", region, 0.25, cloud.QuotaTold)
-		if n := w.asked(); n != 3 || w.told.Load() != 3 {
+		if n := w.asked(); n != 3 || w.told.Load() != 4 {
 			t.Errorf("asked %d times, told of %d times", n, w.told.Load())
 		}
 		w.SetCredentials(map[string]cloud.Credential{"prod": static()}) // as at SIGHUP
+		if q := w.ImportQuota("prod", region); q != 0.25 {
+			t.Errorf("after SetCredentials the quota is %v", q)
+		}
 		w.use("prod", region)
 		w.want("prod", region, 0.25, cloud.QuotaTold)
 		time.Sleep(cloud.QuotasLifetime)
 		w.use("prod", region)
-		if n := w.asked(); n != 4 || w.told.Load() != 3 {
+		if n := w.asked(); n != 4 || w.told.Load() != 4 {
 			t.Errorf("nothing is new: asked %d times, told of %d times", n, w.told.Load())
+		}
+	})
+}
+
+// Whoever reckons with ImportQuota is told of each change of it, though Service
+// Quotas need not be asked: when a credential turns out to be of an account that is
+// known already, or of another one than before.
+func TestServiceQuotasOfAnotherAccount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newQuotaWorld(t, "", map[string]float64{"kms:GetParametersForImport": 0.5}, cloud.Settings{FromServiceQuotas: true})
+		theirs := cloud.Credential{Name: "theirs", AccessKeyCSV: func() ([]byte, error) {
+			return []byte("Access key ID,Secret access key\nAKIATHEIRS," + csvSecret + "\n"), nil
+		}}
+		all := map[string]cloud.Credential{"prod": static(), "other": static(), "theirs": theirs}
+		want := func(what string, prod, other, theirs float64, told int64) {
+			t.Helper()
+			got := []float64{w.ImportQuota("prod", region), w.ImportQuota("other", region), w.ImportQuota("theirs", region)}
+			if d := cmp.Diff([]float64{prod, other, theirs}, got); d != "" || w.told.Load() != told {
+				t.Errorf("%s: told %d times, want %d; expected (-), found (+):\n%s", what, w.told.Load(), told, d)
+			}
+		}
+		w.SetCredentials(all)
+		want("at first", 0, 0, 0, 0)
+		w.use("prod", region)
+		want("asked", 0.5, 0, 0, 1)
+		w.use("other", region)
+		want("of the same account", 0.5, 0.5, 0, 2)
+		w.sim.SetQuotas(nil)
+		w.use("theirs", region) // AWS's default there
+		want("of another account", 0.5, 0.5, 1, 3)
+
+		w.SetCredentials(all)
+		want("set anew", 0.5, 0.5, 1, 3)
+		for range 2 {
+			w.use("prod", region)
+			w.use("other", region)
+			w.use("theirs", region)
+		}
+		want("set anew and used", 0.5, 0.5, 1, 3)
+
+		w.SetCredentials(all)
+		before, err := w.KMS("other", region)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all["other"] = theirs
+		w.SetCredentials(all)
+		w.use("other", region)
+		want("moved to the other account", 0.5, 1, 1, 4)
+		if a, err := before.Account(t.Context()); err != nil || a != account {
+			t.Errorf("the value given out before is of %s, %v", a, err)
+		}
+		want("asked for the account before", 0.5, 1, 1, 4)
+		if n := w.asked(); n != 2 {
+			t.Errorf("asked %d times about two accounts", n)
 		}
 	})
 }

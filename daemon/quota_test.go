@@ -292,6 +292,30 @@ func TestServiceQuotas(t *testing.T) {
 	if plan, err := w.client.Plan(t.Context(), true, "more"); err != nil || plan[0].QuotaPerSecond != 0.01 {
 		t.Errorf("the plan reckons with %+v, %v", plan, err)
 	}
+
+	// Other credentials at SIGHUP leave the warning as it was.
+	told := func() *control.Problem {
+		d, err := w.client.Daemon(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range d.Problems {
+			if p.Code == "quota" {
+				return &p
+			}
+		}
+		return nil
+	}
+	before := told()
+	w.write("byokd.toml", strings.Replace(w.read("byokd.toml"), "[credentials.prod]", "[credentials.prod]\naccount = \""+testAccount+"\"", 1))
+	w.reload <- struct{}{}
+	w.until("byokd is reloaded", func() bool { return w.log.contains("msg=reloaded") })
+	if d := cmp.Diff(before, told()); before == nil || d != "" {
+		t.Errorf("the warning before (-), after a reload (+):\n%s", d)
+	}
+	if n := strings.Count(w.log.String(), "schedules cannot be met at AWS's quotas"); n != 1 {
+		t.Errorf("the log warns %d times", n)
+	}
 }
 
 // Where Service Quotas is denied, jobs go on at AWS's defaults, and one line says so.
