@@ -77,7 +77,7 @@ func (d *Daemon) kms(credential, region string) (lifecycle.KMS, error) {
 	if err != nil {
 		return nil, awsFault(err)
 	}
-	return engineKMS{k, region, &d.ahead, d.log}, nil
+	return engineKMS{k, region, &d.prefetch, d.log}, nil
 }
 
 // account is the account behind a definition's credential.
@@ -125,10 +125,10 @@ func (n named) Unwrap() []error { return []error{n.name, n.error} }
 
 // An engineKMS is KMS as the engine wants it.
 type engineKMS struct {
-	k      *cloud.KMS
-	region string
-	ahead  *aheadWatch
-	log    *slog.Logger
+	k        *cloud.KMS
+	region   string
+	prefetch *prefetcher
+	log      *slog.Logger
 }
 
 // optional says in the log that a look is not granted which the engine can do
@@ -167,7 +167,7 @@ func (e engineKMS) FindKeys(ctx context.Context, tags map[string]string) ([]life
 }
 
 func (e engineKMS) ParametersForImport(ctx context.Context, keyID, algorithm string) (lifecycle.ImportParameters, error) {
-	if p, ok := e.ahead.take(parametersFor{e.region, keyID, algorithm}, e.k.Now()); ok {
+	if p, ok := e.prefetch.take(parametersFor{e.region, keyID, algorithm}, e.k.Now()); ok {
 		importing(ctx)
 		return p, nil
 	}

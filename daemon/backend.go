@@ -288,8 +288,8 @@ func (d *Daemon) Rotate(ctx context.Context, names []string, all bool, by string
 		var stored []control.Job
 		err := d.store.Together(ctx, func(ctx context.Context) error {
 			for _, g := range some {
-				row, joined, err := d.enqueue(ctx, ask{kind: lifecycle.Rotate, group: g.def, trigger: triggerControl,
-					key: "control:" + lifecycle.NewID(d.Now()), urgent: true, by: by})
+				row, joined, err := d.store.Enqueue(ctx, d.newJob(ask{kind: lifecycle.Rotate, group: g.def, trigger: triggerControl,
+					key: "control:" + lifecycle.NewID(d.Now()), urgent: true, by: by}))
 				if err != nil {
 					return err
 				}
@@ -298,10 +298,11 @@ func (d *Daemon) Rotate(ctx context.Context, names []string, all bool, by string
 			return nil
 		})
 		if err != nil {
-			return jobs, err
+			return jobs, d.notStored(err)
 		}
+		d.storeWorks()
 		jobs = append(jobs, stored...)
-		wake(d.jobsWake) // once more, now that they are stored
+		wake(d.jobsWake)
 		d.changes.notify()
 	}
 	return jobs, nil

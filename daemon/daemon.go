@@ -140,18 +140,18 @@ type Daemon struct {
 	socket   net.Listener
 	requests *requests
 
-	jobsWake   chan struct{} // a job may have become claimable
-	outboxWake chan struct{} // an event may have become due
-	hooksWake  chan struct{} // a hook may be to be run
-	groupsWake chan struct{} // a group may have to be reconciled
-	expiryWake chan struct{} // key material may expire at another time
-	watchWake  chan struct{} // the clock was set
-	upkeepWake chan struct{} // old jobs may be to be removed, by a clock that was set
-	driftWake  chan struct{} // a group may have to be compared with AWS
-	aheadWake  chan struct{} // the clock was set
-	tidyWake   chan struct{} // systemd is to be told at once how things are
-	loadWake   chan struct{} // again was called
-	changes    *broadcast    // something about a job has changed
+	jobsWake     chan struct{} // a job may have become claimable
+	outboxWake   chan struct{} // an event may have become due
+	hooksWake    chan struct{} // a hook may be to be run
+	groupsWake   chan struct{} // a group may have to be reconciled
+	expiryWake   chan struct{} // key material may expire at another time
+	watchWake    chan struct{} // the clock was set
+	upkeepWake   chan struct{} // old jobs may be to be removed, by a clock that was set
+	driftWake    chan struct{} // a group may have to be compared with AWS
+	prefetchWake chan struct{} // the clock was set
+	tidyWake     chan struct{} // systemd is to be told at once how things are
+	loadWake     chan struct{} // again was called
+	changes      *broadcast    // something about a job has changed
 
 	watcher    *watcher          // of the group files and their policy files
 	dir        *config.Dir       // the group files, as they were last read; guarded by loading
@@ -167,7 +167,7 @@ type Daemon struct {
 	reloaded  atomic.Pointer[control.Reload]
 	workers   *workers
 	overloads overloadWatch
-	ahead     aheadWatch
+	prefetch  prefetcher
 
 	// designated ends when this is no longer the designated device; resign ends it.
 	designated atomic.Pointer[context.Context]
@@ -207,7 +207,7 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 	}
 	d := &Daemon{Options: o, log: o.Logger, started: o.Now(),
 		jobsWake: make(chan struct{}, 1), outboxWake: make(chan struct{}, 1), hooksWake: make(chan struct{}, 1),
-		groupsWake: make(chan struct{}, 1), expiryWake: make(chan struct{}, 1), watchWake: make(chan struct{}, 1), upkeepWake: make(chan struct{}, 1), driftWake: make(chan struct{}, 1), aheadWake: make(chan struct{}, 1), loadWake: make(chan struct{}, 1), tidyWake: make(chan struct{}, 1),
+		groupsWake: make(chan struct{}, 1), expiryWake: make(chan struct{}, 1), watchWake: make(chan struct{}, 1), upkeepWake: make(chan struct{}, 1), driftWake: make(chan struct{}, 1), prefetchWake: make(chan struct{}, 1), loadWake: make(chan struct{}, 1), tidyWake: make(chan struct{}, 1),
 		changes: newBroadcast(), workers: newWorkers(), fatal: make(chan error, 1), pulses: newPulses()}
 	if d.host, err = os.Hostname(); err != nil {
 		return nil, fmt.Errorf("read this machine's name: %w", err)
@@ -264,7 +264,7 @@ func start(ctx context.Context, o Options) (_ *Daemon, err error) {
 	}
 	// What kept events from being sent may be mended; if it is not, status can tell only
 	// once it was tried.
-	if _, err := d.store.WakeEvents(ctx); err != nil {
+	if _, err := d.store.WakeEvents(ctx); err != nil && !jobstore.IsFull(err) {
 		return nil, err
 	}
 	if rescued > 0 {
@@ -362,7 +362,7 @@ func (d *Daemon) run(ctx context.Context) error {
 	loop("expiry", d.watchExpiry)
 	loop("keys", d.watchKeys)
 	loop("drift", d.watchDrift)
-	loop("ahead", d.fetchAhead)
+	loop("prefetch", d.prefetchAll)
 	loop("reloads", d.reloads)
 	loop("clock", d.watchClock)
 	// These are in calls to modules, and to whoever reads metrics and page, all the time.
@@ -473,7 +473,7 @@ func (d *Daemon) wakeAll() {
 	wake(d.watchWake)
 	wake(d.upkeepWake)
 	wake(d.driftWake)
-	wake(d.aheadWake)
+	wake(d.prefetchWake)
 	wake(d.tidyWake)
 }
 

@@ -251,6 +251,36 @@ func TestDiskFull(t *testing.T) {
 	t.Logf("generations: %v", generations)
 }
 
+// TestRotateOnAFullDisk: who asks for a rotation is told what to do, and status has the
+// problem from then on, not less of it.
+func TestRotateOnAFullDisk(t *testing.T) {
+	w := newWorld(t)
+	w.mountState(6 << 20)
+	w.group("payments", every, "")
+	w.start()
+	w.untilGeneration("payments", 1)
+	w.until("byokd is at rest", func() bool { return w.pending() == 0 && len(w.openJobs("payments")) == 0 })
+	w.fill()
+	for range 3 {
+		var err error
+		w.until("a rotation cannot be stored", func() bool {
+			_, err = w.client.Rotate(t.Context(), nil, true)
+			return err != nil
+		})
+		if !strings.Contains(err.Error(), "make room") {
+			t.Errorf("who asks is told: %v", err)
+		}
+		if w.problem("payments", "database") == "" {
+			t.Error("status does not tell that the disk is full")
+		}
+	}
+	if w.log.contains("the database can be written again") {
+		t.Error("the log has it that the database can be written")
+	}
+	w.empty()
+	w.until("the database can be written", func() bool { return w.problem("payments", "database") == "" })
+}
+
 // On a full disk byokd does not start, says what to do, and starts when there is
 // room again: systemd tries that every few seconds.
 func TestDiskFullAtStart(t *testing.T) {
@@ -487,8 +517,6 @@ func TestEventBridgeAwayForAWeek(t *testing.T) {
 	}
 }
 
-// PutEvents to a bus that does not exist answers 200 and drops the events, so
-// none is sent before there is one.
 // TestEventsTriedAtStart: a byokd that starts tries at once what waits for its next
 // attempt, and so its status tells what is in the way.
 func TestEventsTriedAtStart(t *testing.T) {
@@ -518,6 +546,8 @@ func TestEventsTriedAtStart(t *testing.T) {
 	w.until("all events are on the bus", func() bool { return w.pending() == 0 })
 }
 
+// PutEvents to a bus that does not exist answers 200 and drops the events, so
+// none is sent before there is one.
 func TestUnknownBus(t *testing.T) {
 	w := newWorld(t)
 	now := time.Now()

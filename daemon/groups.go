@@ -929,7 +929,6 @@ func slim(row jobstore.Group, def *config.Group) jobstore.Group {
 
 func (gs *groups) forget(name string) {
 	gs.d.metrics.forget(name)
-	gs.d.ahead.forget(name)
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
 	delete(gs.m, name)
@@ -1102,17 +1101,22 @@ func (d *Daemon) newJob(a ask) jobstore.NewJob {
 func (d *Daemon) enqueue(ctx context.Context, a ask) (jobstore.Job, bool, error) {
 	row, joined, err := d.store.Enqueue(ctx, d.newJob(a))
 	if err != nil {
-		d.storeFailed("store a job", err)
-		if p := d.storing.Load(); p != nil {
-			err = fmt.Errorf("%s (%w)", p.message, err)
-		}
-		return row, joined, fmt.Errorf("the job was not stored: %w", err)
+		return row, joined, d.notStored(err)
 	}
 	d.storeWorks()
 	d.log.Debug("job asked for", "group", a.group.Name, "job", row.ID, "kind", row.Kind, "trigger", a.trigger, "joined", joined)
 	d.workers.free(row.Place)
 	d.changes.notify()
 	return row, joined, nil
+}
+
+// notStored tells that a job could not be stored, and why.
+func (d *Daemon) notStored(err error) error {
+	d.storeFailed("store a job", err)
+	if p := d.storing.Load(); p != nil {
+		err = fmt.Errorf("%s (%w)", p.message, err)
+	}
+	return fmt.Errorf("the job was not stored: %w", err)
 }
 
 // enqueueMany makes wishes durable together, or none of them.

@@ -120,7 +120,6 @@ func (d *Daemon) planBy(name string, next func(group) (tick, at time.Time, misse
 	}
 	tick, at, missed := next(g)
 	d.runner.Set(name, tick, at, missed)
-	d.ahead.plan(g, at)
 }
 
 // fire makes rotations of ticks. It is the first durable thing that happens: the

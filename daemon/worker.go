@@ -66,10 +66,11 @@ type workers struct {
 
 // A load is the running jobs of a place.
 type load struct {
-	jobs   int
-	ahead  int       // of them, that have not got their import parameters
-	more   int       // how many more than usual may be
-	passed time.Time // when one last got them; zero: none has
+	jobs    int
+	started int       // how many ever were, while some are
+	ahead   []int     // numbers of those that have not got their import parameters, in the order in which they began
+	more    int       // how many more than usual may be
+	passed  time.Time // when one last got them; zero: none has
 }
 
 // pass notes that a job has got its import parameters, of which there may be so many a
@@ -85,7 +86,7 @@ func (l *load) pass(now time.Time, perSecond float64) {
 // mayBegin reports whether there is room for one more.
 func (l *load) mayBegin(perSecond float64) bool {
 	usual := min(max(fewestAhead, int(4*perSecond)), mostAhead)
-	return l.jobs < placeJobs && l.ahead < min(usual+l.more, max(usual, enoughAhead))
+	return l.jobs < placeJobs && len(l.ahead) < min(usual+l.more, max(usual, enoughAhead))
 }
 
 func newWorkers() *workers {
@@ -110,10 +111,10 @@ func (w *workers) takeFreed() []string {
 	return places
 }
 
-// begin notes that a job runs, behind so many at its place that have not got their
-// import parameters, of which there may be so many a second. The job calls ahead when it
-// has got its own, and end when it has ended.
-func (w *workers) begin(place string, perSecond float64) (behind int, ahead, end func()) {
+// begin notes that a job runs at a place that may get so many import parameters a
+// second. The job calls ahead when it has got its own, and end when it has ended; behind
+// is how many that began before it have not got theirs.
+func (w *workers) begin(place string, perSecond float64) (behind func() int, ahead, end func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	l := w.loads[place]
@@ -121,21 +122,29 @@ func (w *workers) begin(place string, perSecond float64) (behind int, ahead, end
 		l = new(load)
 		w.loads[place] = l
 	}
-	behind = l.ahead
 	w.running++
 	l.jobs++
-	l.ahead++
+	l.started++
+	job := l.started
+	l.ahead = append(l.ahead, job)
 	var once sync.Once
 	pass := func(got bool) {
 		once.Do(func() {
 			w.mu.Lock()
-			l.ahead--
+			l.ahead = slices.DeleteFunc(l.ahead, func(other int) bool { return other == job })
 			if got {
 				l.pass(time.Now(), perSecond)
+			} else {
+				l.more++ // it took nothing of the quota
 			}
 			w.mu.Unlock()
 			w.free(place)
 		})
+	}
+	behind = func() int {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return max(0, slices.Index(l.ahead, job))
 	}
 	return behind, func() { pass(true) }, func() {
 		pass(false)
@@ -283,8 +292,11 @@ func (d *Daemon) claimAt(ctx context.Context, due []jobstore.Due, running *sync.
 			behind, ahead, end := d.workers.begin(at.Place, perSecond)
 			running.Go(func() {
 				defer end()
-				// The token is for those first for whose import parameters a quota waits.
-				d.runJob(hsm.WithRank(context.WithValue(ctx, aheadKey{}, ahead), behind), job)
+				// The token is for what is urgent first, then for those for whose import
+				// parameters a quota waits.
+				less := int(cloud.Asked-priority(job)) * placeJobs
+				ctx := hsm.WithRank(ctx, func() int { return less + behind() })
+				d.runJob(context.WithValue(ctx, aheadKey{}, ahead), job)
 				if place := d.placeOf(job.Group); place != at.Place {
 					d.workers.free(place) // the group's next job is about that
 				}

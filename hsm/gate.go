@@ -29,10 +29,11 @@ type waiter struct {
 type rankKey struct{}
 
 // WithRank returns a context whose operations wait for a place in a module behind those
-// of a lower rank only; the rank of others is 0. Where many begin the same piece of
-// work, of some operations each, those of the lowest rank then get through with it
-// first, instead of all of them at the end.
-func WithRank(ctx context.Context, rank int) context.Context {
+// of a lower rank, as it is when they come; the rank of others is 0. Where many begin
+// the same piece of work, of some operations each, those of the lowest rank then get
+// through with it first, instead of all of them at the end. rank may be called by
+// several goroutines.
+func WithRank(ctx context.Context, rank func() int) context.Context {
 	return context.WithValue(ctx, rankKey{}, rank)
 }
 
@@ -51,8 +52,10 @@ func (g *gate) enter(ctx context.Context, alone bool) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	rank, _ := ctx.Value(rankKey{}).(int)
-	w := &waiter{rank: rank, alone: alone, done: make(chan error, 1)}
+	w := &waiter{alone: alone, done: make(chan error, 1)}
+	if rank, ok := ctx.Value(rankKey{}).(func() int); ok {
+		w.rank = rank()
+	}
 	g.mu.Lock()
 	if g.closed != nil {
 		defer g.mu.Unlock()

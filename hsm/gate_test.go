@@ -51,7 +51,7 @@ func TestGateRank(t *testing.T) {
 		var g hsm.Gate
 		g.Lower(1)
 		ranked := func(rank int, alone bool) *visitor {
-			return visit(hsm.WithRank(t.Context(), rank), &g, alone)
+			return visit(hsm.WithRank(t.Context(), func() int { return rank }), &g, alone)
 		}
 		first := ranked(7, false)
 		later, alone, last, soon, next, plain := ranked(3, false), ranked(9, true), ranked(2, false), ranked(1, false), ranked(1, false), visit(t.Context(), &g, false)

@@ -47,6 +47,30 @@ func (d *Due[T]) First() (name string, at time.Time, ok bool) {
 	return d.waiting[0].name, d.waiting[0].at, true
 }
 
+// At is when a name is due; ok is false where it is not set.
+func (d *Due[T]) At(name string) (at time.Time, ok bool) {
+	if e := d.byName[name]; e != nil {
+		return e.at, true
+	}
+	return time.Time{}, false
+}
+
+// Before returns the names that are due before a time, and when. What it costs grows
+// with how many they are.
+func (d *Due[T]) Before(end time.Time) map[string]time.Time {
+	due := make(map[string]time.Time)
+	var walk func(i int)
+	walk = func(i int) {
+		if i < len(d.waiting) && d.waiting[i].at.Before(end) { // else nothing below it is
+			due[d.waiting[i].name] = d.waiting[i].at
+			walk(2*i + 1)
+			walk(2*i + 2)
+		}
+	}
+	walk(0)
+	return due
+}
+
 // Pop takes the first name out that is due by now; ok is false where none is.
 func (d *Due[T]) Pop(now time.Time) (name string, value T, ok bool) {
 	if len(d.waiting) == 0 || d.waiting[0].at.After(now) {

@@ -85,6 +85,20 @@ func (r *Runner) Next() (group string, at time.Time, ok bool) {
 	return r.waiting.First()
 }
 
+// At returns when a group is due; ok is false if it does not wait.
+func (r *Runner) At(group string) (at time.Time, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.waiting.At(group)
+}
+
+// Before returns the groups that are due before a time, and when.
+func (r *Runner) Before(end time.Time) map[string]time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.waiting.Before(end)
+}
+
 // Run fires ticks until ctx is done. It is called once.
 func (r *Runner) Run(ctx context.Context) {
 	timer := time.NewTimer(maxSleep)

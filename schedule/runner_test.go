@@ -233,6 +233,19 @@ func TestRunnerManyGroups(t *testing.T) {
 				delete(next, name)
 			}
 		}
+		noon := start.Add(12 * time.Hour)
+		before := r.Before(noon)
+		for name, at := range next {
+			if got, ok := before[name]; ok != at.Before(noon) || ok && !got.Equal(at) {
+				t.Errorf("%s is due at %v, and before noon: %v at %v", name, at, ok, got)
+			}
+			if got, ok := r.At(name); !ok || !got.Equal(at) {
+				t.Errorf("%s is due at %v, %v, want %v", name, got, ok, at)
+			}
+		}
+		if _, ok := r.At("g0"); ok || len(before) >= len(next) {
+			t.Errorf("%d of %d groups are due before noon; one that was removed is due: %v", len(before), len(next), ok)
+		}
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		wg.Go(func() { r.Run(ctx) })

@@ -28,7 +28,7 @@ func TestLate(t *testing.T) {
 	} {
 		var rotations []plannedRotation
 		for i := range test.groups {
-			rotations = append(rotations, plannedRotation{group: fmt.Sprintf("g%05d", test.groups-i), at: wave.Add(time.Duration(i) * test.apart)})
+			rotations = append(rotations, plannedRotation{fmt.Sprintf("g%05d", test.groups-i), wave.Add(time.Duration(i) * test.apart), true})
 		}
 		waiting := late(rotations, test.perSecond)
 		if len(waiting) != test.late {

@@ -54,19 +54,18 @@ func (w *world) moved(to time.Time) {
 // TestFetchedAhead: what rotations in place at one time would wait for is there before
 // them, and nothing else is asked for.
 func TestFetchedAhead(t *testing.T) {
-	const inPlace, waits = 9, 5 // at two a second, those from the fifth on wait for two seconds
-	w, _, wave := newWaveWorld(t, inPlace, 3, twoASecond)
+	const inPlace, fresh, waits = 9, 3, 8 // at two a second, those from the fifth on wait for two seconds, with the fresh ones before
+	w, _, wave := newWaveWorld(t, inPlace, fresh, twoASecond)
 	before := w.requests("GetParametersForImport")
-	w.moved(wave.Add(-2 * time.Hour)) // too early
 	w.moved(wave.Add(-20 * time.Minute))
-	w.until("import parameters are fetched ahead", func() bool { return w.log.contains("fetched ahead") })
+	w.until("import parameters are fetched ahead", func() bool { return w.log.contains("fetched ahead of a wave") })
 	if n := w.requests("GetParametersForImport") - before; n != waits {
 		t.Errorf("import parameters were fetched %d times ahead, want %d", n, waits)
 	}
 	w.moved(wave.Add(time.Second))
-	w.untilAll(inPlace+3, 2)
-	if n := w.requests("GetParametersForImport") - before; n != inPlace+3 {
-		t.Errorf("import parameters were fetched %d times for %d rotations", n, inPlace+3)
+	w.untilAll(inPlace+fresh, 2)
+	if n := w.requests("GetParametersForImport") - before; n != inPlace+fresh {
+		t.Errorf("import parameters were fetched %d times for %d rotations", n, inPlace+fresh)
 	}
 }
 
@@ -78,7 +77,7 @@ func TestFetchedAheadInVain(t *testing.T) {
 		w, _, wave := newWaveWorld(t, inPlace, 0, twoASecond)
 		before := w.requests("GetParametersForImport")
 		w.moved(wave.Add(-20 * time.Minute))
-		w.until("import parameters are fetched ahead", func() bool { return w.log.contains("fetched ahead") })
+		w.until("import parameters are fetched ahead", func() bool { return w.log.contains("fetched ahead of a wave") })
 		w.moved(wave.Add(25 * time.Hour)) // byokd's machine slept
 		w.untilAll(inPlace, 2)
 		if n := w.requests("GetParametersForImport") - before; n != waits+inPlace {
@@ -90,7 +89,7 @@ func TestFetchedAheadInVain(t *testing.T) {
 		before := w.requests("GetParametersForImport")
 		var refused sync.Map // once for each KMS key
 		w.moved(wave.Add(-20 * time.Minute))
-		w.until("import parameters are fetched ahead", func() bool { return w.log.contains("fetched ahead") })
+		w.until("import parameters are fetched ahead", func() bool { return w.log.contains("fetched ahead of a wave") })
 		w.faults(func(r awssim.Request) *awssim.Fault {
 			if r.Operation != "ImportKeyMaterial" {
 				return nil
@@ -106,13 +105,18 @@ func TestFetchedAheadInVain(t *testing.T) {
 			t.Errorf("import parameters were fetched %d times, want %d", n, 2*inPlace)
 		}
 	})
-	t.Run("denied", func(t *testing.T) {
+	t.Run("denied for one", func(t *testing.T) {
 		w, _, wave := newWaveWorld(t, inPlace, 0, twoASecond)
-		w.deny(func(r awssim.Request) bool { return r.Operation == "GetParametersForImport" })
+		before, denied := w.requests("GetParametersForImport"), w.alias("place-05")
+		w.deny(func(r awssim.Request) bool { return r.Operation == "GetParametersForImport" && r.KeyID == denied })
 		w.moved(wave.Add(-20 * time.Minute))
-		w.until("it is noticed", func() bool { return w.log.contains("cannot be fetched ahead") })
+		w.until("import parameters are fetched ahead", func() bool { return w.log.contains("fetched ahead of a wave") })
+		w.moved(wave.Add(-10 * time.Minute)) // another look asks for nothing again
 		w.faults(nil, nil)
 		w.moved(wave.Add(time.Second))
 		w.untilAll(inPlace, 2)
+		if n := w.requests("GetParametersForImport") - before; n != inPlace+1 {
+			t.Errorf("import parameters were fetched %d times, want %d", n, inPlace+1)
+		}
 	})
 }
