@@ -278,6 +278,9 @@ func (s *session) attempt(
 	out, metadata, err := next.HandleFinalize(limited, in)
 	elapsed := time.Since(start)
 	if p.endpoint == "" { // it failed before it was a request
+		if quota != nil {
+			quota.giveBack(its)
+		}
 		if err != nil {
 			err = &attemptError{err: err}
 		}

@@ -126,6 +126,11 @@ const (
 	// roundTrips is of how many answers the shortest round trip is taken.
 	roundTrips = 16
 
+	// farApart is from when on turns are so far apart that nearly every answer comes
+	// before the next one. There the next one waits for an answer that is late, for as
+	// long again at most: the request may have arrived late, too.
+	farApart = 500 * time.Millisecond
+
 	// After a request that was throttled a bucket goes on at this part of its
 	// rate, is back at the rate after recovery, and grows faster from there. It is
 	// the curve of CUBIC (RFC 9438) and of the AWS SDKs' adaptive retries, slower.
@@ -152,6 +157,7 @@ type bucket struct {
 	source  string    // of quota
 	next    time.Time // when the next turn may begin
 	last    time.Time // when the latest one began
+	open    bool      // its request has not been answered
 	queue   turnQueue
 	arrived int         // how many have ever queued
 	timer   *time.Timer // nil: nobody has queued yet
@@ -199,7 +205,7 @@ func (b *bucket) wait(ctx context.Context) (turn, error) {
 	}
 	priority, _ := ctx.Value(priorityKey{}).(Priority)
 	b.mu.Lock()
-	if now := time.Now(); len(b.queue) == 0 && !now.Before(b.next) {
+	if now := time.Now(); len(b.queue) == 0 && !now.Before(b.free()) {
 		defer b.mu.Unlock()
 		return b.begin(now), nil
 	}
@@ -217,16 +223,39 @@ func (b *bucket) wait(ctx context.Context) (turn, error) {
 	defer b.mu.Unlock()
 	if w.index >= 0 {
 		heap.Remove(&b.queue, w.index)
-	} else if t := <-w.ready; t.at.Equal(b.last) { // it came in the same moment
-		b.next = t.at
+	} else { // it came in the same moment
+		b.unused(<-w.ready)
 	}
 	b.arm()
 	return turn{}, ctx.Err()
 }
 
+// giveBack gives a turn back in which no request was sent.
+func (b *bucket) giveBack(t turn) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.unused(t)
+	b.arm()
+}
+
+// unused is giveBack for who holds b.mu and arms the timer.
+func (b *bucket) unused(t turn) {
+	if t.at.Equal(b.last) {
+		b.next, b.open = t.at, false
+	}
+}
+
+// free is when the next turn may begin, as things are.
+func (b *bucket) free() time.Time {
+	if apart := b.next.Sub(b.last); b.open && apart >= farApart {
+		return b.next.Add(apart)
+	}
+	return b.next
+}
+
 // begin starts a turn.
 func (b *bucket) begin(now time.Time) turn {
-	b.last, b.next = now, now.Add(b.interval(now))
+	b.last, b.next, b.open = now, now.Add(b.interval(now)), true
 	return turn{now}
 }
 
@@ -238,9 +267,9 @@ func (b *bucket) arm() {
 			b.timer.Stop()
 		}
 	case b.timer == nil:
-		b.timer = time.AfterFunc(time.Until(b.next), b.serve)
+		b.timer = time.AfterFunc(time.Until(b.free()), b.serve)
 	default:
-		b.timer.Reset(time.Until(b.next))
+		b.timer.Reset(time.Until(b.free()))
 	}
 }
 
@@ -248,7 +277,7 @@ func (b *bucket) arm() {
 func (b *bucket) serve() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if now := time.Now(); len(b.queue) > 0 && !now.Before(b.next) {
+	if now := time.Now(); len(b.queue) > 0 && !now.Before(b.free()) {
 		heap.Pop(&b.queue).(*waiter).ready <- b.begin(now)
 	}
 	b.arm()
@@ -267,8 +296,11 @@ func (b *bucket) answered(t turn) {
 	}
 	b.trips[b.seen%roundTrips] = trip
 	b.seen++
-	if next := t.at.Add(b.interval(now) + late); t.at.Equal(b.last) && next.After(b.next) {
-		b.next = next
+	if t.at.Equal(b.last) {
+		b.open = false
+		if next := t.at.Add(b.interval(now) + late); next.After(b.next) {
+			b.next = next
+		}
 		b.arm()
 	}
 }

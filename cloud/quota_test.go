@@ -26,9 +26,11 @@ func apart(perSecond float64) time.Duration {
 
 func take(t *testing.T, b cloud.Bucket) {
 	t.Helper()
-	if _, err := b.Wait(t.Context()); err != nil {
+	turn, err := b.Wait(t.Context())
+	if err != nil {
 		t.Error(err)
 	}
+	b.Answered(turn)
 }
 
 func TestBucket(t *testing.T) {
@@ -153,6 +155,37 @@ func TestBucketArrivals(t *testing.T) {
 		}
 		if longest := start.Add(time.Duration(len(there)-1)*apart(1) + 2*time.Second); time.Now().After(longest) {
 			t.Errorf("it took %v", time.Since(start))
+		}
+	})
+}
+
+// A scarce turn waits for an answer that is late, since the request may have arrived
+// late; for one that does not come it waits as long again as for a turn.
+func TestBucketWaitsForAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := cloud.NewBucket(1)
+		start := time.Now()
+		first, err := b.Wait(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var arrived time.Duration
+		go func() {
+			time.Sleep(1400 * time.Millisecond)
+			arrived = time.Since(start)
+			time.Sleep(20 * time.Millisecond)
+			b.Answered(first)
+		}()
+		if _, err := b.Wait(t.Context()); err != nil { // and it is never answered
+			t.Fatal(err)
+		}
+		second := time.Since(start)
+		if apart := second - arrived; apart < time.Second {
+			t.Errorf("the second was sent %v after the first had arrived", apart)
+		}
+		take(t, b)
+		if got, want := time.Since(start)-second, 2*apart(1); got != want {
+			t.Errorf("the third came %v after the second, want %v", got, want)
 		}
 	})
 }
