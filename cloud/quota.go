@@ -393,19 +393,23 @@ type bucketKey struct {
 	name                string // an IAM action, or what several share
 }
 
+func (s *session) bucketKey(name string) bucketKey {
+	key := bucketKey{region: s.region, name: name}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if key.account = s.account; key.account == "" {
+		key.credential = s.name
+	}
+	return key
+}
+
 // bucket returns the bucket of an operation; nil: no quota is kept.
 func (s *session) bucket(action string) *bucket {
 	name := quotaOf(action)
 	if defaultQuota(name, s.region) == 0 {
 		return nil
 	}
-	key := bucketKey{region: s.region, name: name}
-	s.mu.Lock()
-	key.account = s.account
-	s.mu.Unlock()
-	if key.account == "" {
-		key.credential = s.name
-	}
+	key := s.bucketKey(name)
 	c := s.cloud
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -460,7 +464,14 @@ func (c *Cloud) ImportRate(credential, region string) float64 {
 	if err != nil {
 		return requestQuotas[ImportAction]
 	}
-	b := s.bucket(ImportAction)
+	key := s.bucketKey(ImportAction)
+	c.mu.Lock()
+	b := c.buckets[key]
+	perSecond, _ := c.quotaInForce(accountRegion{key.account, region}, ImportAction)
+	c.mu.Unlock()
+	if b == nil { // none has been sent yet
+		return perSecond
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.rate(time.Now())
