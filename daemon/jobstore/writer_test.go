@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -202,5 +203,36 @@ func TestWriterStopsWaiting(t *testing.T) {
 	equal(t, "commits", commits, int64(1))
 	if _, err := s.Group(t.Context(), "a"); !errors.Is(err, jobstore.ErrNotFound) {
 		t.Errorf("it is there: %v", err)
+	}
+}
+
+// Where many record at once, with other work in between, a commit waits for more to be
+// in it; who records by itself waits for nobody.
+func TestCommitsAreGathered(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "byokd.db")
+	must(t, jobstore.Create(path))
+	s := open(t, path)
+	const writers, each = 16, 25
+	write := func(name string) {
+		for i := range each {
+			if err := s.SetDefinition(t.Context(), name, []byte("{}"), fmt.Sprint(i), "main"); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(2 * time.Millisecond)
+		}
+	}
+	before := s.Commits()
+	write("alone")
+	equal(t, "commits of one by itself", s.Commits()-before, int64(each))
+	before = s.Commits()
+	var wait sync.WaitGroup
+	for i := range writers {
+		wait.Go(func() { write(fmt.Sprintf("group-%d", i)) })
+	}
+	wait.Wait()
+	if n := s.Commits() - before; n > writers*each/8 {
+		t.Errorf("%d commits of %d writings", n, writers*each)
+	} else {
+		t.Logf("%d commits of %d writings", n, writers*each)
 	}
 }
