@@ -187,6 +187,7 @@ var otherCommands = map[string]struct{ file, words string }{
 	"promtool test rules prometheus.test.yml":               {"daemon/alerts_test.go", `"test", "rules"`},
 	"make bench BENCH=Rotations":                            {"Makefile", "\nbench:"},
 	"make bench BENCH=Quota":                                {"Makefile", "\nbench:"},
+	"make bench BENCH=QuotaAhead":                           {"Makefile", "\nbench:"},
 	"make bench BENCH=Scale":                                {"Makefile", "\nbench:"},
 	"make years":                                            {"Makefile", "\nyears:"},
 	"make bench BENCH=Script":                               {"Makefile", "\nbench:"},
