@@ -189,6 +189,8 @@ var otherCommands = map[string]struct{ file, words string }{
 	"make bench BENCH=Quota":                                {"Makefile", "\nbench:"},
 	"make bench BENCH=QuotaAhead":                           {"Makefile", "\nbench:"},
 	"make bench BENCH=Scale":                                {"Makefile", "\nbench:"},
+	"make bench BENCH=ScaleTicks":                           {"Makefile", "\nbench:"},
+	"make bench BENCH=Records":                              {"Makefile", "\nbench:"},
 	"make years":                                            {"Makefile", "\nyears:"},
 	"make bench BENCH=Script":                               {"Makefile", "\nbench:"},
 	"go tool pprof FILE":                                    {"", "looks at a profile that a person has taken"},
