@@ -88,6 +88,7 @@ type sample struct {
 	connections                   int // of those
 	sessions                      int
 	jobs, steps, triggers, events int
+	kinds                         []string // of events, and how many of each
 	logins, generations, audit    int
 	pages, free, log              int // log: bytes of the write-ahead log
 	expired                       int // jobs and events past their retention
@@ -185,6 +186,18 @@ func (y *years) sample(before *sample) sample {
 	for table, n := range map[string]*int{"jobs": &s.jobs, "steps": &s.steps, "triggers": &s.triggers, "outbox": &s.events,
 		"pin_attempts": &s.logins, "generations": &s.generations, "audit": &s.audit} {
 		*n = y.number("SELECT count(*) FROM " + table)
+	}
+	rows, err := y.db.Query(`SELECT count(*) || ' ' || detail_type FROM outbox GROUP BY detail_type ORDER BY detail_type`)
+	if err != nil {
+		y.t.Fatal(err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var kind string
+		if err := rows.Scan(&kind); err != nil {
+			y.t.Fatal(err)
+		}
+		s.kinds = append(s.kinds, kind)
 	}
 	s.rotations = y.number(`SELECT count(*) FROM generations WHERE activated_at IS NOT NULL`)
 	s.waiting = y.number(`SELECT count(*) FROM jobs WHERE state = 'available'`)
@@ -344,6 +357,7 @@ func TestTenYears(t *testing.T) {
 	// Flat: as it was when the second period had ended, when retention had begun to
 	// remove as much as came.
 	first := samples[2]
+	t.Logf("events after period 2: %s\nafter the last: %s", strings.Join(first.kinds, ", "), strings.Join(samples[len(samples)-1].kinds, ", "))
 	for i, s := range samples[3:] {
 		year := i + 3
 		for what, n := range map[string][2]int{"descriptors": {first.descriptors, s.descriptors}, "goroutines": {first.goroutines, s.goroutines},
