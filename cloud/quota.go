@@ -284,15 +284,16 @@ func (b *bucket) serve() {
 }
 
 // answered tells of the answer to a turn's request. The request may have arrived
-// as late as its answer is later than the fastest one's.
+// as late as its answer is later than the fastest one's; until there were some, as
+// late as its answer.
 func (b *bucket) answered(t turn) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := time.Now()
 	trip := now.Sub(t.at)
 	late := trip
-	if n := min(b.seen, roundTrips); n > 0 {
-		late = max(0, trip-slices.Min(b.trips[:n]))
+	if b.seen >= roundTrips {
+		late = max(0, trip-slices.Min(b.trips[:]))
 	}
 	b.trips[b.seen%roundTrips] = trip
 	b.seen++

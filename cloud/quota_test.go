@@ -136,6 +136,7 @@ func TestBucketArrivals(t *testing.T) {
 		b := cloud.NewBucket(1)
 		there := []time.Duration{300, 20, 20, 400, 20, 90, 20, 21, 20, 350, 20} // ms; the first makes a connection
 		back := []time.Duration{20, 20, 300, 20, 20, 20, 100, 20, 20, 20, 20}
+		there, back = slices.Repeat(there, 3), slices.Repeat(back, 3) // the fastest round trip is known from the 17th on
 		start := time.Now()
 		var arrivals []time.Duration
 		for i := range there {
@@ -153,7 +154,7 @@ func TestBucketArrivals(t *testing.T) {
 				t.Errorf("request %d arrived %v after the one before", i, d)
 			}
 		}
-		if longest := start.Add(time.Duration(len(there)-1)*apart(1) + 2*time.Second); time.Now().After(longest) {
+		if longest := start.Add(time.Duration(len(there)-1)*apart(1) + 5*time.Second); time.Now().After(longest) {
 			t.Errorf("it took %v", time.Since(start))
 		}
 	})
