@@ -197,7 +197,7 @@ func BenchmarkQuotaAhead(b *testing.B) {
 	}
 	c.taken()
 	w.moved(wave.Add(-20 * time.Minute))
-	w.until("import parameters are fetched ahead", func() bool { return w.log.contains("fetched ahead of a wave") })
+	w.untilWithin(2*groups*time.Second, "import parameters are fetched ahead", func() bool { return w.log.contains("fetched ahead of a wave") })
 	counts, _ := c.taken()
 	ahead := counts["GetParametersForImport"]
 	with := rotated(wave.Add(time.Second), 2)
