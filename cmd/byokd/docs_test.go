@@ -189,7 +189,6 @@ var otherCommands = map[string]struct{ file, words string }{
 	"make bench BENCH=Quota":                                {"Makefile", "\nbench:"},
 	"make bench BENCH=QuotaAhead":                           {"Makefile", "\nbench:"},
 	"make bench BENCH=Scale":                                {"Makefile", "\nbench:"},
-	"make bench BENCH=ScaleTicks":                           {"Makefile", "\nbench:"},
 	"make bench BENCH=Records":                              {"Makefile", "\nbench:"},
 	"make years":                                            {"Makefile", "\nyears:"},
 	"make bench BENCH=Script":                               {"Makefile", "\nbench:"},
