@@ -16,6 +16,7 @@ func NewBucket(perSecond float64) Bucket {
 
 func (b Bucket) Wait(ctx context.Context) (turn, error) { return b.b.wait(ctx) }
 func (b Bucket) Answered(t turn)                        { b.b.answered(t) }
+func (b Bucket) GiveBack(t turn)                        { b.b.giveBack(t) }
 func (b Bucket) Throttle(t turn)                        { b.b.throttle(t) }
 func (b Bucket) SetQuota(perSecond float64)             { b.b.setQuota(perSecond, QuotaTold) }
 

@@ -157,6 +157,7 @@ type bucket struct {
 	source  string    // of quota
 	next    time.Time // when the next turn may begin
 	last    time.Time // when the latest one began
+	began   time.Time // next, as its beginning left it
 	open    bool      // its request has not been answered
 	queue   turnQueue
 	arrived int         // how many have ever queued
@@ -240,14 +241,18 @@ func (b *bucket) giveBack(t turn) {
 
 // unused is giveBack for who holds b.mu and arms the timer.
 func (b *bucket) unused(t turn) {
-	if t.at.Equal(b.last) {
-		b.next, b.open = t.at, false
+	if !t.at.Equal(b.last) {
+		return
+	}
+	b.open = false
+	if b.next.Equal(b.began) { // else a throttle or another quota has moved it since
+		b.next = t.at
 	}
 }
 
 // free is when the next turn may begin, as things are.
 func (b *bucket) free() time.Time {
-	if apart := b.next.Sub(b.last); b.open && apart >= farApart {
+	if apart := b.began.Sub(b.last); b.open && apart >= farApart {
 		return b.next.Add(apart)
 	}
 	return b.next
@@ -255,7 +260,8 @@ func (b *bucket) free() time.Time {
 
 // begin starts a turn.
 func (b *bucket) begin(now time.Time) turn {
-	b.last, b.next, b.open = now, now.Add(b.interval(now)), true
+	b.last, b.began, b.open = now, now.Add(b.interval(now)), true
+	b.next = b.began
 	return turn{now}
 }
 
@@ -394,23 +400,19 @@ type bucketKey struct {
 	name                string // an IAM action, or what several share
 }
 
-func (s *session) bucketKey(name string) bucketKey {
-	key := bucketKey{region: s.region, name: name}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if key.account = s.account; key.account == "" {
-		key.credential = s.name
-	}
-	return key
-}
-
 // bucket returns the bucket of an operation; nil: no quota is kept.
 func (s *session) bucket(action string) *bucket {
 	name := quotaOf(action)
 	if defaultQuota(name, s.region) == 0 {
 		return nil
 	}
-	key := s.bucketKey(name)
+	key := bucketKey{region: s.region, name: name}
+	s.mu.Lock()
+	key.account = s.account
+	s.mu.Unlock()
+	if key.account == "" {
+		key.credential = s.name
+	}
 	c := s.cloud
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -461,12 +463,11 @@ func (c *Cloud) QuotaUses() []QuotaUse {
 // account and Region of a credential as things are: the quota, or less after AWS
 // has throttled.
 func (c *Cloud) ImportRate(credential, region string) float64 {
-	s, err := c.session(credential, region)
-	if err != nil {
-		return requestQuotas[ImportAction]
-	}
-	key := s.bucketKey(ImportAction)
 	c.mu.Lock()
+	key := bucketKey{account: c.accounts[sessionKey{credential, region}], region: region, name: ImportAction}
+	if key.account == "" {
+		key.credential = credential
+	}
 	b := c.buckets[key]
 	perSecond, _ := c.quotaInForce(accountRegion{key.account, region}, ImportAction)
 	c.mu.Unlock()

@@ -191,6 +191,29 @@ func TestBucketWaitsForAnswers(t *testing.T) {
 	})
 }
 
+// A turn in which nothing was sent is the next one's at once, unless AWS has throttled
+// meanwhile.
+func TestBucketGivenBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := cloud.NewBucket(1)
+		turn, _ := b.Wait(t.Context())
+		b.GiveBack(turn)
+		start := time.Now()
+		first, _ := b.Wait(t.Context())
+		if got := time.Since(start); got != 0 {
+			t.Errorf("after a turn that was given back the next came after %v", got)
+		}
+		second, _ := b.Wait(t.Context())
+		b.Throttle(first)
+		start = time.Now()
+		b.GiveBack(second)
+		take(t, b)
+		if got, want := time.Since(start), apart(0.7); got.Round(time.Millisecond) != want.Round(time.Millisecond) {
+			t.Errorf("after a throttle the next turn came after %v, want %v", got, want)
+		}
+	})
+}
+
 // A bucket that AWS throttles yields, and takes its quota back by and by.
 func TestBucketLearns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
