@@ -214,8 +214,8 @@ func (d *Daemon) prefetchDue(ctx context.Context, fetching *sync.WaitGroup) {
 }
 
 // prefetchFor fetches import parameters for rotations of one place, and returns for how
-// many. What fails is left to the next look where AWS cannot be reached or throttles,
-// and to the rotation, which tells of it, where it is about the group.
+// many. What AWS refuses for a group is left to its rotation, which tells of it, and what
+// else fails to the next look.
 func (d *Daemon) prefetchFor(ctx context.Context, waiting []plannedRotation) (n int) {
 	for _, r := range waiting {
 		if at, ok := d.runner.At(r.group); !ok || !at.Equal(r.at) || !r.at.After(d.Now()) || !d.prefetch.wants(r) {
@@ -225,7 +225,7 @@ func (d *Daemon) prefetchFor(ctx context.Context, waiting []plannedRotation) (n 
 		switch {
 		case ctx.Err() != nil:
 			return n
-		case errors.Is(err, cloud.ErrUnreachable), errors.Is(err, cloud.ErrThrottled):
+		case untilLater(err):
 			d.log.Debug("import parameters cannot be fetched ahead now", "group", r.group, "err", err)
 			return n
 		case err != nil:
@@ -233,9 +233,13 @@ func (d *Daemon) prefetchFor(ctx context.Context, waiting []plannedRotation) (n 
 		case fetched:
 			n++
 		}
-		d.prefetch.finish(r)
 	}
 	return n
+}
+
+// untilLater reports whether an error is one that all requests of a place have.
+func untilLater(err error) bool {
+	return errors.Is(err, cloud.ErrUnreachable) || errors.Is(err, cloud.ErrThrottled) || errors.Is(err, cloud.ErrCredentials)
 }
 
 // prefetchOne fetches the import parameters of one rotation, unless it makes a fresh
@@ -250,7 +254,11 @@ func (d *Daemon) prefetchOne(ctx context.Context, r plannedRotation) (fetched bo
 		return false, err
 	}
 	next, _ := rotation(d.definition(g.def), generations[r.group], r.at)
-	if next.KeyID == "" || slices.Contains(d.tokens.unavailable(), g.def.HSM) {
+	if next.KeyID == "" {
+		d.prefetch.finish(r)
+		return false, nil
+	}
+	if slices.Contains(d.tokens.unavailable(), g.def.HSM) {
 		return false, nil
 	}
 	token, err := d.tokens.get(g.def.HSM)
@@ -269,6 +277,9 @@ func (d *Daemon) prefetchOne(ctx context.Context, r plannedRotation) (fetched bo
 		return false, err
 	}
 	parameters, err := k.ParametersForImport(ctx, string(next.KeyID), algorithm)
+	if !untilLater(err) {
+		d.prefetch.finish(r)
+	}
 	if err != nil {
 		return false, err
 	}

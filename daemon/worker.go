@@ -295,7 +295,7 @@ func (d *Daemon) claimAt(ctx context.Context, due []jobstore.Due, running *sync.
 				// The token is for what is urgent first, then for those for whose import
 				// parameters a quota waits.
 				less := int(cloud.Asked-priority(job)) * placeJobs
-				ctx := hsm.WithRank(ctx, func() int { return less + behind() })
+				ctx := hsm.WithRank(ctx, func() int { return less + min(behind(), placeJobs-1) })
 				d.runJob(context.WithValue(ctx, aheadKey{}, ahead), job)
 				if place := d.placeOf(job.Group); place != at.Place {
 					d.workers.free(place) // the group's next job is about that
