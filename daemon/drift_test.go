@@ -58,6 +58,11 @@ func drifting(t *testing.T, drift string) *world {
 		w.rotated("cards")
 		w.until("all jobs have ended", func() bool { return len(w.openJobs("cards")) == 0 })
 	}
+	// The database has that a moment before byokd waits for the next comparison from
+	// then on, which the clock must not pass.
+	w.until("byokd knows", func() bool {
+		return strings.Count(w.log.String(), `msg="job completed"`) == len(w.jobs("cards"))
+	})
 	return w
 }
 
